@@ -1,0 +1,206 @@
+"""What goes into a client and comes out of it: plain, immutable dataclasses that know nothing of gRPC.
+
+Times are timezone-aware; a naive one given to a client is taken as UTC. No repr shows a credential.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from proxystash.proxies import redact, redact_url
+
+
+class HealthStatus(StrEnum):
+    """How a proxy is doing, as far as the cache was told."""
+
+    UNKNOWN = "unknown"
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    UNHEALTHY = "unhealthy"
+    DEAD = "dead"
+
+
+class Tier(StrEnum):
+    """A storage level of the server, fastest first: memory, disk, database."""
+
+    L1 = "l1"
+    L2 = "l2"
+    L3 = "l3"
+
+
+class TierState(StrEnum):
+    """Whether a tier works, is skipped until it recovers, or is switched off by configuration."""
+
+    ACTIVE = "active"
+    DEGRADED = "degraded"
+    DISABLED = "disabled"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class HealthMonitoring:
+    """What a health checker keeps about a proxy."""
+
+    last_health_check: datetime | None = None
+    consecutive_health_failures: int = 0
+    consecutive_health_successes: int = 0
+    recovery_attempt: int = 0
+    next_check_time: datetime | None = None
+    last_health_error: str | None = None
+    total_health_checks: int = 0
+    total_health_check_failures: int = 0
+
+    def __repr__(self) -> str:
+        return _redacted_repr(self)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class CacheEntry:
+    """One cached proxy.
+
+    To store one, `proxy_url` is enough; an empty `key` is derived from URL and username. `expires_at`,
+    `last_accessed`, `access_count` and `evicted_from_l1` are the server's to set, and ignored when given.
+    """
+
+    proxy_url: str
+    key: str = ""
+    username: str | None = field(default=None, repr=False)
+    password: str | None = field(default=None, repr=False)
+    source: str = ""
+    fetch_time: datetime | None = None
+    ttl: timedelta | None = None
+    expires_at: datetime | None = None
+    last_accessed: datetime | None = None
+    access_count: int = 0
+    health_status: HealthStatus = HealthStatus.UNKNOWN
+    failure_count: int = 0
+    evicted_from_l1: bool = False
+    health_monitoring: HealthMonitoring | None = None
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def __repr__(self) -> str:
+        return _redacted_repr(self)
+
+
+@dataclass(frozen=True, slots=True)
+class GetResult:
+    """A hit: the entry, and the tier that held it."""
+
+    entry: CacheEntry
+    served_by: Tier
+
+
+@dataclass(frozen=True, slots=True)
+class PutResult:
+    """What became of a stored entry: its key, when it expires, and the tiers that hold it now."""
+
+    key: str
+    expires_at: datetime
+    stored_in: tuple[Tier, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EntryError:
+    """Why one entry of many was not stored.
+
+    `code` is the name of the gRPC status that a single put would have failed with, e.g. INVALID_ARGUMENT;
+    `reason` is machine-readable, e.g. INVALID_PROXY_URL; `field` names the field at fault, or is empty.
+    """
+
+    code: str
+    reason: str
+    message: str
+    field: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InvalidationResult:
+    """What one reported failure did: whether the proxy was there, and whether this failure evicted it."""
+
+    found: bool
+    evicted: bool
+    health_status: HealthStatus
+    failure_count: int
+    failure_threshold: int
+
+
+@dataclass(frozen=True, slots=True)
+class LatencySummary:
+    """How long a tier's operations took over the last minute."""
+
+    p50: timedelta
+    p99: timedelta
+    max: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class TierStatistics:
+    """One tier's share of a snapshot; `max_entries` 0 means unlimited."""
+
+    tier: Tier
+    backend: str
+    state: TierState
+    entries: int
+    max_entries: int
+    hits: int
+    misses: int
+    hit_rate: float
+    evictions_capacity: int
+    evictions_ttl: int
+    evictions_health: int
+    evictions_corruption: int
+    errors: int
+    read_latency: LatencySummary
+    write_latency: LatencySummary
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStatistics:
+    """A snapshot of the server's counters.
+
+    All counts are since the server started, and only grow, but for `entries` and `stats_subscribers`, which
+    are of now. `tiers` holds every tier, in order.
+    """
+
+    observed_at: datetime
+    started_at: datetime
+    tiers: tuple[TierStatistics, ...]
+    hits: int
+    misses: int
+    hit_rate: float
+    entries: int
+    promotions: int
+    demotions: int
+    removals: int
+    stats_subscribers: int
+
+
+@dataclass(frozen=True, slots=True)
+class StatsUpdate:
+    """One snapshot of a statistics stream.
+
+    `sequence` counts the snapshots of one connection from 1, and starts again after a lost connection; the
+    first snapshot after one has `resumed` set. `missed` is how many snapshots of this connection were left
+    out since the last one, because the reader was too slow.
+    """
+
+    sequence: int
+    statistics: CacheStatistics
+    missed: int = 0
+    resumed: bool = False
+
+
+def _redacted_repr(record: CacheEntry | HealthMonitoring) -> str:
+    """A dataclass repr that leaves out the fields marked `repr=False` and masks the userinfo of URLs."""
+    shown = []
+    for item in fields(record):
+        if item.repr:
+            value = getattr(record, item.name)
+            if item.name == "proxy_url":
+                value = redact_url(value)
+            elif item.name == "last_health_error" and value:
+                value = redact(value)
+            shown.append(f"{item.name}={value!r}")
+    return f"{type(record).__name__}({', '.join(shown)})"
