@@ -1,0 +1,20 @@
+"""The programs from other ecosystems that tests call: buf and grpcurl, where scripts/tools/install put them."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def require_tool(name: Literal["buf", "grpcurl"]) -> Path:
+    """The program's path. Skips the test if it is not installed; with CI=true, fails it."""
+    program = ROOT / ".tools" / "bin" / name
+    if os.access(program, os.X_OK):
+        return program
+    reason = f"{name} is not installed: run scripts/tools/install {name}"
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{reason} (CI=true does not skip)")
+    pytest.skip(reason)
