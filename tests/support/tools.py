@@ -1,4 +1,4 @@
-"""The programs from other ecosystems that tests call: buf and grpcurl, where scripts/tools/install put them."""
+"""The programs of other ecosystems that tests call, where scripts/tools/install put them."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.scripts import ROOT
 
 
 def require_tool(name: Literal["buf", "grpcurl"]) -> Path:

@@ -1,0 +1,125 @@
+"""The locks fit what the distributions ask for, carry hashes, and name no index."""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.support.scripts import ROOT
+
+REQUIREMENTS = sorted((ROOT / "requirements").glob("*.txt"))
+OTHER_LOCKS = [
+    ROOT / "scripts/tools/buf/package-lock.json",
+    ROOT / "scripts/tools/grpcurl/go.mod",
+    ROOT / "scripts/tools/grpcurl/go.sum",
+]
+
+
+def pyproject(folder: str) -> dict[str, Any]:
+    return tomllib.loads((ROOT / folder / "pyproject.toml").read_text())
+
+
+def blocks(lock: Path) -> list[str]:
+    """The lock's requirements, each with the hashes that follow it."""
+    lines = [line for line in lock.read_text().splitlines() if not line.lstrip().startswith("#")]
+    return re.split(r"\n(?=\S)", "\n".join(lines))
+
+
+def pins(lock: Path) -> dict[str, str]:
+    """Name to version, of what this platform installs."""
+    pinned: dict[str, str] = {}
+    for block in blocks(lock):
+        requirement = Requirement(block.split("\\")[0].strip())
+        if requirement.marker is None or requirement.marker.evaluate():
+            (specifier,) = requirement.specifier
+            assert specifier.operator == "=="
+            pinned[canonicalize_name(requirement.name)] = specifier.version
+    return pinned
+
+
+def asked() -> list[tuple[str, str]]:
+    """Each requirement of the two pyproject.toml, with the lock it belongs in."""
+    server, client = pyproject("."), pyproject("clients/python")
+    runtime = server["project"]["dependencies"] + client["project"]["dependencies"]
+    runtime = [requirement for requirement in runtime if not requirement.startswith("proxystash==")]
+    groups = server["dependency-groups"]
+    return [
+        *(
+            ("runtime.txt", requirement)
+            for requirement in runtime
+            if not requirement.startswith("proxystash==")
+        ),
+        *(("dev.txt", requirement) for requirement in runtime),
+        *(("dev.txt", requirement) for requirement in groups["dev"]),
+        *(("dev.txt", requirement) for requirement in server["build-system"]["requires"]),
+        *(("generate.txt", requirement) for requirement in groups["generate"]),
+        *(("lock.txt", requirement) for requirement in groups["lock"]),
+    ]
+
+
+@pytest.mark.parametrize(("lock", "requirement"), asked())
+def test_the_lock_pins_a_version_that_is_asked_for(lock: str, requirement: str) -> None:
+    wanted = Requirement(requirement)
+
+    pinned = pins(ROOT / "requirements" / lock)
+
+    assert wanted.specifier.contains(pinned[canonicalize_name(wanted.name)]), "run scripts/lock"
+
+
+def test_development_runs_on_the_versions_that_are_deployed() -> None:
+    runtime = pins(ROOT / "requirements/runtime.txt")
+
+    assert runtime.items() <= pins(ROOT / "requirements/dev.txt").items()
+
+
+@pytest.mark.parametrize("lock", REQUIREMENTS, ids=lambda path: path.name)
+def test_every_locked_requirement_has_hashes(lock: Path) -> None:
+    assert blocks(lock)
+    for block in blocks(lock):
+        assert "--hash=sha256:" in block, block
+
+
+@pytest.mark.parametrize("lock", [*REQUIREMENTS, *OTHER_LOCKS], ids=lambda path: path.name)
+def test_no_lock_names_an_index(lock: Path) -> None:
+    text = lock.read_text()
+
+    assert text
+    assert "://" not in text
+    assert "index-url" not in text
+    assert "find-links" not in text
+    assert '"resolved"' not in text
+
+
+def test_every_locked_node_package_has_a_hash() -> None:
+    packages = json.loads(OTHER_LOCKS[0].read_text())["packages"]
+
+    assert len(packages) > 1
+    assert all("integrity" in package for name, package in packages.items() if name)
+
+
+def test_both_distributions_are_released_together() -> None:
+    server, client = pyproject(".")["project"], pyproject("clients/python")["project"]
+
+    assert server["version"] == client["version"]
+    assert f"proxystash=={client['version']}" in server["dependencies"]
+    assert server["requires-python"] == client["requires-python"]
+
+
+def test_the_stubs_run_on_the_oldest_grpcio_that_is_allowed() -> None:
+    """Stubs refuse a grpcio or a protobuf older than their generator's."""
+    generator = pins(ROOT / "requirements/generate.txt")["grpcio-tools"]
+    stub = (ROOT / "clients/python/proxystash/v1/cache_service_pb2_grpc.py").read_text()
+    messages = (ROOT / "clients/python/proxystash/v1/cache_service_pb2.py").read_text()
+    (protobuf,) = re.findall(r"^# Protobuf Python Version: (\S+)$", messages, re.MULTILINE)
+
+    assert f"GRPC_GENERATED_VERSION = '{generator}'" in stub
+    for folder in (".", "clients/python"):
+        dependencies = [Requirement(text) for text in pyproject(folder)["project"]["dependencies"]]
+        oldest = {dependency.name: str(dependency.specifier) for dependency in dependencies}
+        assert f">={generator}".startswith(oldest["grpcio"])
+        assert oldest["protobuf"] == f"<8,>={protobuf}"
