@@ -1,8 +1,11 @@
 """The locks fit what the distributions ask for, carry hashes, and name no index."""
 
+import ast
 import json
 import re
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,8 @@ OTHER_LOCKS = [
     ROOT / "scripts/tools/grpcurl/go.mod",
     ROOT / "scripts/tools/grpcurl/go.sum",
 ]
+# Two distributions share the package `google`.
+GOOGLE = {"google.protobuf": "protobuf", "google.rpc": "googleapis-common-protos"}
 
 
 def pyproject(folder: str) -> dict[str, Any]:
@@ -123,3 +128,35 @@ def test_the_stubs_run_on_the_oldest_grpcio_that_is_allowed() -> None:
         oldest = {dependency.name: str(dependency.specifier) for dependency in dependencies}
         assert f">={generator}".startswith(oldest["grpcio"])
         assert oldest["protobuf"] == f"<8,>={protobuf}"
+
+
+def imported(package: Path) -> set[str]:
+    """The modules of other distributions that the package's own code imports."""
+    modules: set[str] = set()
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                modules.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                modules.add(node.module)
+    return {name for name in modules if name.split(".")[0] not in {*sys.stdlib_module_names, package.name}}
+
+
+@pytest.mark.parametrize(
+    ("folder", "package"),
+    [(".", "server/proxystash_server"), ("clients/python", "clients/python/proxystash")],
+)
+def test_what_a_distribution_imports_it_also_requires(folder: str, package: str) -> None:
+    required = {Requirement(text).name for text in pyproject(folder)["project"]["dependencies"]}
+    required.add("pydantic-core")  # pinned by pydantic, and part of its documented interface
+    distributions = packages_distributions()
+
+    # An editable installation is not in that table; its distribution is called what its package is.
+    owners = {
+        GOOGLE.get(".".join(name.split(".")[:2])) or distributions.get(root, [root])[0]
+        for name in imported(ROOT / package)
+        for root in name.split(".")[:1]
+    }
+
+    assert "grpcio" in owners
+    assert {canonicalize_name(owner) for owner in owners} <= required
