@@ -19,6 +19,7 @@ _MAX_KEY_BYTES = 256
 _MAX_INT32 = 2**31 - 1
 _MAX_INT64 = 2**63 - 1
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_EPOCH = re.compile(r"-?[0-9]+(?:\.[0-9]*)?")
 _INTEGER = re.compile(r"-?[0-9]{1,19}")
 
 # What a record may call its fields; the first name that has a value counts.
@@ -194,11 +195,8 @@ def _time(record: Record, name: str) -> datetime | None:
     if value is None:
         return None
     try:
-        if isinstance(value, str):
-            try:
-                value = float(value)
-            except ValueError:
-                return as_utc(datetime.fromisoformat(value))
+        if isinstance(value, str) and not _EPOCH.fullmatch(value):
+            return as_utc(datetime.fromisoformat(value))
         return datetime.fromtimestamp(_number(value, name), UTC)
     except (ValueError, OverflowError, OSError):
         raise UnusableRecordError(f"{name} is neither an ISO 8601 time nor seconds since the epoch") from None

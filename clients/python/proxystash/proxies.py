@@ -174,11 +174,14 @@ def _parse_port(port: str) -> int:
 def _decode(text: str, name: str) -> str | None:
     if not text:
         return None
+    decoded = None
     try:
         decoded = unquote_to_bytes(text).decode()
     except UnicodeError:
-        # "from None": the exception would carry the credential along.
-        raise InvalidProxyUrl(f"the {name} is not valid UTF-8") from None
+        pass
+    if decoded is None:
+        # Raised out here because a UnicodeError in its context would carry the credential along.
+        raise InvalidProxyUrl(f"the {name} is not valid UTF-8")
     _check_credential(decoded, name)
     return decoded
 

@@ -1,0 +1,132 @@
+"""Python client of proxystash, the shared proxy cache of a scraper fleet.
+
+    from proxystash import CacheEntry, Client
+
+    with Client("127.0.0.1:50051") as client:
+        stored = client.put(CacheEntry("socks5://203.0.113.7:1080", labels={"country": "DE"}))
+        hit = client.get(stored.key)
+
+Names are loaded when they are first used, so that `proxystash.models`, `proxystash.proxies` and
+`proxystash.files` can be had without gRPC.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from proxystash._retry import RetryPolicy
+    from proxystash.aio import AsyncClient
+    from proxystash.client import Client
+    from proxystash.errors import (
+        ClientClosedError,
+        DeadlineExceededError,
+        InternalError,
+        InvalidArgumentError,
+        ProxystashError,
+        ResourceExhaustedError,
+        UnavailableError,
+    )
+    from proxystash.files import ProxyFileError, Rejected, entry_to_json, read_proxy_file
+    from proxystash.models import (
+        CacheEntry,
+        CacheStatistics,
+        EntryError,
+        GetResult,
+        HealthMonitoring,
+        HealthStatus,
+        InvalidationResult,
+        LatencySummary,
+        PutResult,
+        StatsUpdate,
+        Tier,
+        TierState,
+        TierStatistics,
+    )
+    from proxystash.proxies import SCHEMES, InvalidProxyUrl, ProxyAddress, cache_key, parse_proxy_url
+    from proxystash.streams import AsyncStatsStream, StatsStream
+
+__all__ = [
+    "SCHEMES",
+    "AsyncClient",
+    "AsyncStatsStream",
+    "CacheEntry",
+    "CacheStatistics",
+    "Client",
+    "ClientClosedError",
+    "DeadlineExceededError",
+    "EntryError",
+    "GetResult",
+    "HealthMonitoring",
+    "HealthStatus",
+    "InternalError",
+    "InvalidArgumentError",
+    "InvalidProxyUrl",
+    "InvalidationResult",
+    "LatencySummary",
+    "ProxyAddress",
+    "ProxyFileError",
+    "ProxystashError",
+    "PutResult",
+    "Rejected",
+    "ResourceExhaustedError",
+    "RetryPolicy",
+    "StatsStream",
+    "StatsUpdate",
+    "Tier",
+    "TierState",
+    "TierStatistics",
+    "UnavailableError",
+    "cache_key",
+    "entry_to_json",
+    "parse_proxy_url",
+    "read_proxy_file",
+]
+
+_MODULES = {
+    "_retry": ["RetryPolicy"],
+    "aio": ["AsyncClient"],
+    "client": ["Client"],
+    "errors": [
+        "ClientClosedError",
+        "DeadlineExceededError",
+        "InternalError",
+        "InvalidArgumentError",
+        "ProxystashError",
+        "ResourceExhaustedError",
+        "UnavailableError",
+    ],
+    "files": ["ProxyFileError", "Rejected", "entry_to_json", "read_proxy_file"],
+    "models": [
+        "CacheEntry",
+        "CacheStatistics",
+        "EntryError",
+        "GetResult",
+        "HealthMonitoring",
+        "HealthStatus",
+        "InvalidationResult",
+        "LatencySummary",
+        "PutResult",
+        "StatsUpdate",
+        "Tier",
+        "TierState",
+        "TierStatistics",
+    ],
+    "proxies": ["SCHEMES", "InvalidProxyUrl", "ProxyAddress", "cache_key", "parse_proxy_url"],
+    "streams": ["AsyncStatsStream", "StatsStream"],
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

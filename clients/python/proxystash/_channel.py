@@ -1,0 +1,60 @@
+"""What both kinds of client share: their settings, the channel's options, and the errors of a call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from proxystash._status import error_from_rpc
+from proxystash.errors import DeadlineExceededError, ProxystashError
+
+if TYPE_CHECKING:
+    import grpc
+
+DEFAULT_TARGET = "127.0.0.1:50051"
+DEFAULT_TIMEOUT = 5.0
+
+ChannelOptions = Sequence[tuple[str, object]]
+
+_OPTIONS: dict[str, object] = {
+    # A dead connection under a quiet stream is noticed within 40 seconds.
+    "grpc.keepalive_time_ms": 30_000,
+    "grpc.keepalive_timeout_ms": 10_000,
+    "grpc.http2.max_pings_without_data": 0,
+    # gRPC waits a second and more between its attempts to connect, in which every call fails at once.
+    "grpc.initial_reconnect_backoff_ms": 100,
+    "grpc.max_reconnect_backoff_ms": 2_000,
+    # An answer of 1,000 entries with all their labels is larger than the 4 MiB that gRPC takes by default.
+    "grpc.max_receive_message_length": 64 * 1024 * 1024,
+    # gRPC itself repeats only calls that no server has seen, unless a service config tells it to repeat more;
+    # what may be repeated is decided here, so none is taken from the name service.
+    "grpc.service_config_disable_resolution": 1,
+}
+
+
+def channel_options(options: ChannelOptions) -> list[tuple[str, object]]:
+    """The options of a channel, the caller's counting for more."""
+    return list((_OPTIONS | dict(options)).items())
+
+
+def check_timeout(timeout: float) -> float:
+    """Raises ValueError for what is no deadline: every call has one."""
+    if not 0 < timeout < math.inf:
+        raise ValueError("a timeout is a number of seconds greater than zero")
+    return timeout
+
+
+def call_error(
+    error: grpc.RpcError, *, target: str, timeout: float, locate: Callable[[str], str]
+) -> ProxystashError:
+    """The exception of a failed call; `locate` turns the field of the request into the caller's."""
+    failure = error_from_rpc(error)
+    if isinstance(failure, DeadlineExceededError):
+        return deadline_error(target, timeout)
+    failure.field = locate(failure.field)
+    return failure
+
+
+def deadline_error(target: str, timeout: float) -> DeadlineExceededError:
+    return DeadlineExceededError(f"no answer from {target} within {timeout:g} s", code="DEADLINE_EXCEEDED")

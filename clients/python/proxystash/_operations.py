@@ -1,0 +1,141 @@
+"""The calls of the service, said once for both kinds of client: request, answer, and what may be repeated."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from proxystash import _convert
+from proxystash._batches import PutBatch
+from proxystash.models import (
+    CacheEntry,
+    CacheStatistics,
+    EntryError,
+    GetResult,
+    InvalidationResult,
+    PutResult,
+)
+from proxystash.v1 import cache_service_pb2 as pb
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+Answer = TypeVar("Answer")
+
+_ITEM = re.compile(r"\[(\d+)\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Operation(Generic[Request, Response, Answer]):
+    """One call to make.
+
+    `repeatable` says that doing it twice has the effect and the answer of doing it once. `locate` turns the
+    name of a field at fault in the request into one that the caller knows.
+    """
+
+    request: Request
+    convert: Callable[[Response], Answer]
+    repeatable: bool
+    locate: Callable[[str], str] = str
+
+
+def get(key: str) -> Operation[pb.GetRequest, pb.GetResponse, GetResult | None]:
+    return Operation(pb.GetRequest(key=_convert.checked_key(key)), _convert.get_result, repeatable=True)
+
+
+def get_many(
+    keys: list[str], offset: int
+) -> Operation[pb.BatchGetRequest, pb.BatchGetResponse, list[GetResult | None]]:
+    """`offset` is the position of the first key among those the caller gave."""
+    return Operation(
+        pb.BatchGetRequest(keys=[_convert.checked_key(key) for key in keys]),
+        lambda response: _convert.get_results(response, len(keys)),
+        repeatable=True,
+        locate=lambda field: _ITEM.sub(lambda match: f"[{int(match[1]) + offset}]", field),
+    )
+
+
+def put(entry: CacheEntry) -> Operation[pb.PutRequest, pb.PutResponse, PutResult]:
+    request = pb.PutRequest(entry=_convert.entry_to_message(entry))
+    return Operation(
+        request, _convert.put_result, repeatable=True, locate=lambda field: field.removeprefix("entry.")
+    )
+
+
+def put_many(
+    batch: PutBatch,
+) -> Operation[pb.BatchPutRequest, pb.BatchPutResponse, list[PutResult | EntryError]]:
+    return Operation(
+        batch.request,
+        lambda response: _convert.put_results(response, len(batch.request.entries)),
+        repeatable=True,
+    )
+
+
+def delete(key: str) -> Operation[pb.DeleteRequest, pb.DeleteResponse, bool]:
+    # The second time the answer would be that there was nothing, and what was put meanwhile would go, too.
+    request = pb.DeleteRequest(key=_convert.checked_key(key))
+    return Operation(request, lambda response: response.deleted, repeatable=False)
+
+
+def clear() -> Operation[pb.ClearRequest, pb.ClearResponse, int]:
+    # As for delete.
+    return Operation(pb.ClearRequest(), lambda response: response.cleared, repeatable=False)
+
+
+def invalidate_by_health(
+    key: str,
+) -> Operation[pb.InvalidateByHealthRequest, pb.InvalidateByHealthResponse, InvalidationResult]:
+    # Each one counts.
+    request = pb.InvalidateByHealthRequest(key=_convert.checked_key(key))
+    return Operation(request, _convert.invalidation_result, repeatable=False)
+
+
+def stats() -> Operation[pb.GetStatsRequest, pb.GetStatsResponse, CacheStatistics]:
+    return Operation(
+        pb.GetStatsRequest(), lambda response: _convert.statistics(response.statistics), repeatable=True
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a list, and the token of the next; empty on the last page."""
+
+    entries: list[CacheEntry]
+    next_page_token: str
+
+
+def list_page(request: pb.ListRequest, page_token: str) -> Operation[pb.ListRequest, pb.ListResponse, Page]:
+    request.page_token = page_token
+    return Operation(
+        request,
+        lambda response: Page(_convert.entries(response), response.next_page_token),
+        repeatable=True,
+    )
+
+
+def list_request(
+    *,
+    source: str,
+    health: str | Iterable[str],
+    schemes: str | Iterable[str],
+    labels: Mapping[str, str] | None,
+    include_credentials: bool,
+    page_size: int,
+) -> pb.ListRequest:
+    """The request for the first page. A text is taken as the one health status or scheme it names."""
+    return pb.ListRequest(
+        page_size=page_size,
+        include_credentials=include_credentials,
+        filter=pb.ListFilter(
+            source=source,
+            health_statuses=[_convert.health_to_message(status) for status in _each(health)],
+            schemes=_each(schemes),
+            labels=labels,
+        ),
+    )
+
+
+def _each(values: str | Iterable[str]) -> list[str]:
+    return [values] if isinstance(values, str) else list(values)

@@ -1,0 +1,244 @@
+"""The client for asyncio."""
+
+# ruff: noqa: ASYNC109 -- the timeouts are gRPC deadlines, which the server is told, too
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+from collections.abc import AsyncIterator, Iterable, Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Self, TypeVar
+from weakref import WeakSet
+
+import grpc
+from grpc import aio
+
+from proxystash import _convert, _operations
+from proxystash._batches import key_batches, put_batches
+from proxystash._channel import (
+    DEFAULT_TARGET,
+    DEFAULT_TIMEOUT,
+    ChannelOptions,
+    call_error,
+    channel_options,
+    check_timeout,
+)
+from proxystash._retry import Attempts, RetryPolicy
+from proxystash._status import closed_error
+from proxystash.models import (
+    CacheEntry,
+    CacheStatistics,
+    EntryError,
+    GetResult,
+    HealthStatus,
+    InvalidationResult,
+    PutResult,
+)
+from proxystash.streams import AsyncStatsStream, LostCallback, Progress
+from proxystash.v1.cache_service_pb2_grpc import CacheServiceStub
+
+if TYPE_CHECKING:
+    from proxystash._operations import Operation
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+_Answer = TypeVar("_Answer")
+
+
+class AsyncClient:
+    """A connection to a proxystash server, for any number of tasks of the loop it was made in.
+
+    The settings, the methods and what they raise are those of `proxystash.Client`. A call whose task is
+    cancelled is cancelled at the server, too, which may have done it already.
+    """
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        credentials: grpc.ChannelCredentials | None = None,
+        options: ChannelOptions = (),
+        retry: RetryPolicy | None = RetryPolicy(),  # noqa: B008 -- immutable
+    ) -> None:
+        self.target = target
+        self._timeout = check_timeout(timeout)
+        self._retry = retry
+        self._closed = asyncio.Event()
+        self._streams: WeakSet[AsyncStatsStream] = WeakSet()
+        if credentials is None:
+            self._channel = aio.insecure_channel(target, channel_options(options))
+        else:
+            self._channel = aio.secure_channel(target, credentials, channel_options(options))
+        self._stub = CacheServiceStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.target!r})"
+
+    async def close(self) -> None:
+        """Close the connection; calls still running fail with ClientClosedError, and streams end."""
+        self._closed.set()
+        for stream in list(self._streams):
+            await stream.aclose()
+        await self._channel.close()
+
+    async def get(self, key: str, *, timeout: float | None = None) -> GetResult | None:
+        """Look a proxy up: the entry and the tier that served it, or None on a miss. Repeatable."""
+        return await self._call(self._stub.Get, _operations.get(key), timeout)
+
+    async def get_many(
+        self, keys: Iterable[str], *, timeout: float | None = None
+    ) -> builtins.list[GetResult | None]:
+        """Look any number of proxies up: one answer for each key, in order, None for a miss. Repeatable.
+
+        Not atomic across keys.
+        """
+        answers: builtins.list[GetResult | None] = []
+        for start, batch in key_batches(keys):
+            found = await self._call(self._stub.BatchGet, _operations.get_many(batch, start), timeout)
+            answers += found
+        return answers
+
+    async def put(self, entry: CacheEntry, *, timeout: float | None = None) -> PutResult:
+        """Store a proxy, replacing what has its key.
+
+        Repeated when the server is unavailable, since storing the same twice does no harm.
+        """
+        return await self._call(self._stub.Put, _operations.put(entry), timeout)
+
+    async def put_many(
+        self, entries: Iterable[CacheEntry], *, timeout: float | None = None
+    ) -> builtins.list[PutResult | EntryError]:
+        """Store any number of proxies: what became of each, in order. Repeated as put is.
+
+        An entry that is refused costs only itself. When a request fails as a whole, what earlier requests
+        stored stays stored, and calling again with the same entries does no harm.
+        """
+        outcomes: builtins.list[PutResult | EntryError] = []
+        for batch in put_batches(entries):
+            answers: builtins.list[PutResult | EntryError] = []
+            if batch.request.entries:
+                answers = await self._call(self._stub.BatchPut, _operations.put_many(batch), timeout)
+            outcomes += batch.merge(answers)
+        return outcomes
+
+    async def delete(self, key: str, *, timeout: float | None = None) -> bool:
+        """Remove a proxy from every tier, and tell whether any held it. Sent once at most.
+
+        A second time would answer that there was nothing, and remove what was put meanwhile.
+        """
+        return await self._call(self._stub.Delete, _operations.delete(key), timeout)
+
+    async def clear(self, *, timeout: float | None = None) -> int:
+        """Remove every proxy, and tell how many there were. Sent once at most, as delete is."""
+        return await self._call(self._stub.Clear, _operations.clear(), timeout)
+
+    async def invalidate_by_health(self, key: str, *, timeout: float | None = None) -> InvalidationResult:
+        """Report one failure of a proxy; at the server's threshold it is evicted. Sent once at most.
+
+        Each report counts, so repeating one could evict a proxy that failed once.
+        """
+        operation = _operations.invalidate_by_health(key)
+        return await self._call(self._stub.InvalidateByHealth, operation, timeout)
+
+    async def list(
+        self,
+        *,
+        source: str = "",
+        health: HealthStatus | str | Iterable[HealthStatus | str] = (),
+        schemes: str | Iterable[str] = (),
+        labels: Mapping[str, str] | None = None,
+        include_credentials: bool = False,
+        page_size: int = 500,
+        timeout: float | None = None,
+    ) -> AsyncIterator[CacheEntry]:
+        """Go through the stored proxies in key order, one page after the other. Repeatable.
+
+        Each filter that is given narrows the list; of several health statuses or schemes any will do, of
+        several labels all must match. Usernames and passwords are left out unless asked for. The timeout
+        is that of one page. What changes meanwhile may or may not be seen.
+        """
+        request = _operations.list_request(
+            source=source,
+            health=health,
+            schemes=schemes,
+            labels=labels,
+            include_credentials=include_credentials,
+            page_size=page_size,
+        )
+        token = ""
+        while True:
+            page = await self._call(self._stub.List, _operations.list_page(request, token), timeout)
+            for entry in page.entries:
+                yield entry
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def stats(self, *, timeout: float | None = None) -> CacheStatistics:
+        """One snapshot of the server's statistics. Repeatable."""
+        return await self._call(self._stub.GetStats, _operations.stats(), timeout)
+
+    def stream_stats(
+        self,
+        interval: timedelta = timedelta(seconds=1),
+        *,
+        timeout: float | None = None,
+        on_lost: LostCallback | None = None,
+    ) -> AsyncStatsStream:
+        """A snapshot at once, and then one each interval (100 ms to 1 h), until the stream is closed.
+
+        The timeout is for the first snapshot alone. After it, a lost connection is resumed for as long as it
+        takes, with growing pauses, and `on_lost` is told why each time. `StatsUpdate.sequence` then starts
+        again from 1. A dead connection is noticed within 40 seconds.
+        """
+        request = _convert.interval_to_message(interval)
+        seconds = self._timeout if timeout is None else check_timeout(timeout)
+        if self._closed.is_set():
+            raise closed_error()
+        stream = AsyncStatsStream(
+            lambda: self._stub.StreamStats(request),
+            Progress(self.target, seconds, self._retry, on_lost),
+        )
+        self._streams.add(stream)
+        return stream
+
+    async def _call(
+        self,
+        rpc: aio.UnaryUnaryMultiCallable[_Request, _Response],
+        operation: Operation[_Request, _Response, _Answer],
+        timeout: float | None,
+    ) -> _Answer:
+        seconds = self._timeout if timeout is None else check_timeout(timeout)
+        attempts = Attempts(seconds, self._retry, repeatable=operation.repeatable)
+        while True:
+            if self._closed.is_set():
+                raise closed_error()
+            try:
+                response = await rpc(operation.request, timeout=attempts.remaining())
+            except grpc.RpcError as error:
+                failure = call_error(error, target=self.target, timeout=seconds, locate=operation.locate)
+            except asyncio.CancelledError:
+                # gRPC says so in the calling task, too, when close() cancels the call.
+                task = asyncio.current_task()
+                if not self._closed.is_set() or (task is not None and task.cancelling()):
+                    raise
+                continue
+            else:
+                return operation.convert(response)
+            await self._pause(attempts.pause_after(failure))
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, but no longer than the client is open."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._closed.wait()
+        except TimeoutError:
+            pass

@@ -1,0 +1,243 @@
+"""The client for threads."""
+
+from __future__ import annotations
+
+import builtins
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Self, TypeVar
+from weakref import WeakSet
+
+import grpc
+
+from proxystash import _convert, _operations
+from proxystash._batches import key_batches, put_batches
+from proxystash._channel import (
+    DEFAULT_TARGET,
+    DEFAULT_TIMEOUT,
+    ChannelOptions,
+    call_error,
+    channel_options,
+    check_timeout,
+)
+from proxystash._retry import Attempts, RetryPolicy
+from proxystash._status import closed_error
+from proxystash.models import (
+    CacheEntry,
+    CacheStatistics,
+    EntryError,
+    GetResult,
+    HealthStatus,
+    InvalidationResult,
+    PutResult,
+)
+from proxystash.streams import LostCallback, Progress, StatsStream
+from proxystash.v1.cache_service_pb2_grpc import CacheServiceStub
+
+if TYPE_CHECKING:
+    from proxystash._operations import Operation
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+_Answer = TypeVar("_Answer")
+
+
+class Client:
+    """A connection to a proxystash server, for any number of threads at once.
+
+    `timeout` is the deadline in seconds of each request, its repetitions included, and each method takes
+    another one for its own requests. Methods that deal with more than 1,000 items make several requests.
+
+    While the server is UNAVAILABLE, reads and puts are repeated until the deadline, with pauses as `retry`
+    has it; None repeats nothing. `delete`, `clear` and `invalidate_by_health` are repeated only when they
+    are known to have never left this process, so that each happens once at most.
+
+    `credentials` makes a secure channel, `options` are gRPC's channel options. Every method may raise a
+    ProxystashError: InvalidArgumentError, UnavailableError, DeadlineExceededError, and so on.
+    """
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        credentials: grpc.ChannelCredentials | None = None,
+        options: ChannelOptions = (),
+        retry: RetryPolicy | None = RetryPolicy(),  # noqa: B008 -- immutable
+    ) -> None:
+        self.target = target
+        self._timeout = check_timeout(timeout)
+        self._retry = retry
+        self._closed = threading.Event()
+        # Guards the streams, and the step from "not closed" to a stream that close() can see.
+        self._lock = threading.Lock()
+        self._streams: WeakSet[StatsStream] = WeakSet()
+        if credentials is None:
+            self._channel = grpc.insecure_channel(target, channel_options(options))
+        else:
+            self._channel = grpc.secure_channel(target, credentials, channel_options(options))
+        self._stub = CacheServiceStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.target!r})"
+
+    def close(self) -> None:
+        """Close the connection; calls still running fail with ClientClosedError, and streams end."""
+        with self._lock:
+            self._closed.set()
+            streams = list(self._streams)
+        for stream in streams:
+            stream.close()
+        self._channel.close()
+
+    def get(self, key: str, *, timeout: float | None = None) -> GetResult | None:
+        """Look a proxy up: the entry and the tier that served it, or None on a miss. Repeatable."""
+        return self._call(self._stub.Get, _operations.get(key), timeout)
+
+    def get_many(
+        self, keys: Iterable[str], *, timeout: float | None = None
+    ) -> builtins.list[GetResult | None]:
+        """Look any number of proxies up: one answer for each key, in order, None for a miss. Repeatable.
+
+        Not atomic across keys.
+        """
+        answers: builtins.list[GetResult | None] = []
+        for start, batch in key_batches(keys):
+            found = self._call(self._stub.BatchGet, _operations.get_many(batch, start), timeout)
+            answers += found
+        return answers
+
+    def put(self, entry: CacheEntry, *, timeout: float | None = None) -> PutResult:
+        """Store a proxy, replacing what has its key.
+
+        Repeated when the server is unavailable, since storing the same twice does no harm.
+        """
+        return self._call(self._stub.Put, _operations.put(entry), timeout)
+
+    def put_many(
+        self, entries: Iterable[CacheEntry], *, timeout: float | None = None
+    ) -> builtins.list[PutResult | EntryError]:
+        """Store any number of proxies: what became of each, in order. Repeated as put is.
+
+        An entry that is refused costs only itself. When a request fails as a whole, what earlier requests
+        stored stays stored, and calling again with the same entries does no harm.
+        """
+        outcomes: builtins.list[PutResult | EntryError] = []
+        for batch in put_batches(entries):
+            answers: builtins.list[PutResult | EntryError] = []
+            if batch.request.entries:
+                answers = self._call(self._stub.BatchPut, _operations.put_many(batch), timeout)
+            outcomes += batch.merge(answers)
+        return outcomes
+
+    def delete(self, key: str, *, timeout: float | None = None) -> bool:
+        """Remove a proxy from every tier, and tell whether any held it. Sent once at most.
+
+        A second time would answer that there was nothing, and remove what was put meanwhile.
+        """
+        return self._call(self._stub.Delete, _operations.delete(key), timeout)
+
+    def clear(self, *, timeout: float | None = None) -> int:
+        """Remove every proxy, and tell how many there were. Sent once at most, as delete is."""
+        return self._call(self._stub.Clear, _operations.clear(), timeout)
+
+    def invalidate_by_health(self, key: str, *, timeout: float | None = None) -> InvalidationResult:
+        """Report one failure of a proxy; at the server's threshold it is evicted. Sent once at most.
+
+        Each report counts, so repeating one could evict a proxy that failed once.
+        """
+        return self._call(self._stub.InvalidateByHealth, _operations.invalidate_by_health(key), timeout)
+
+    def list(
+        self,
+        *,
+        source: str = "",
+        health: HealthStatus | str | Iterable[HealthStatus | str] = (),
+        schemes: str | Iterable[str] = (),
+        labels: Mapping[str, str] | None = None,
+        include_credentials: bool = False,
+        page_size: int = 500,
+        timeout: float | None = None,
+    ) -> Iterator[CacheEntry]:
+        """Go through the stored proxies in key order, one page after the other. Repeatable.
+
+        Each filter that is given narrows the list; of several health statuses or schemes any will do, of
+        several labels all must match. Usernames and passwords are left out unless asked for. The timeout
+        is that of one page. What changes meanwhile may or may not be seen.
+        """
+        request = _operations.list_request(
+            source=source,
+            health=health,
+            schemes=schemes,
+            labels=labels,
+            include_credentials=include_credentials,
+            page_size=page_size,
+        )
+        token = ""
+        while True:
+            page = self._call(self._stub.List, _operations.list_page(request, token), timeout)
+            yield from page.entries
+            token = page.next_page_token
+            if not token:
+                return
+
+    def stats(self, *, timeout: float | None = None) -> CacheStatistics:
+        """One snapshot of the server's statistics. Repeatable."""
+        return self._call(self._stub.GetStats, _operations.stats(), timeout)
+
+    def stream_stats(
+        self,
+        interval: timedelta = timedelta(seconds=1),
+        *,
+        timeout: float | None = None,
+        on_lost: LostCallback | None = None,
+    ) -> StatsStream:
+        """A snapshot at once, and then one each interval (100 ms to 1 h), until the stream is closed.
+
+        The timeout is for the first snapshot alone. After it, a lost connection is resumed for as long as it
+        takes, with growing pauses, and `on_lost` is told why each time. `StatsUpdate.sequence` then starts
+        again from 1. A dead connection is noticed within 40 seconds.
+        """
+        request = _convert.interval_to_message(interval)
+        seconds = self._timeout if timeout is None else check_timeout(timeout)
+        stream = StatsStream(
+            lambda: self._stub.StreamStats(request),
+            Progress(self.target, seconds, self._retry, on_lost),
+        )
+        with self._lock:
+            if self._closed.is_set():
+                raise closed_error()
+            self._streams.add(stream)
+        return stream
+
+    def _call(
+        self,
+        rpc: grpc.UnaryUnaryMultiCallable[_Request, _Response],
+        operation: Operation[_Request, _Response, _Answer],
+        timeout: float | None,
+    ) -> _Answer:
+        seconds = self._timeout if timeout is None else check_timeout(timeout)
+        attempts = Attempts(seconds, self._retry, repeatable=operation.repeatable)
+        while True:
+            if self._closed.is_set():
+                raise closed_error()
+            try:
+                response = rpc(operation.request, timeout=attempts.remaining())
+            except grpc.RpcError as error:
+                failure = call_error(error, target=self.target, timeout=seconds, locate=operation.locate)
+            except ValueError:
+                # How gRPC refuses a call on a channel that another thread has just closed.
+                if not self._closed.is_set():
+                    raise
+                continue
+            else:
+                return operation.convert(response)
+            if not self._closed.is_set():
+                self._closed.wait(attempts.pause_after(failure))
