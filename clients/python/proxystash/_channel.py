@@ -1,19 +1,9 @@
-"""What both kinds of client share: their settings, the channel's options, and the errors of a call."""
+"""What both kinds of client share: the options of their channels, and what a timeout is."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
-
-from proxystash._status import error_from_rpc
-from proxystash.errors import DeadlineExceededError, ProxystashError
-
-if TYPE_CHECKING:
-    import grpc
-
-DEFAULT_TARGET = "127.0.0.1:50051"
-DEFAULT_TIMEOUT = 5.0
+from collections.abc import Sequence
 
 ChannelOptions = Sequence[tuple[str, object]]
 
@@ -43,18 +33,3 @@ def check_timeout(timeout: float) -> float:
     if not 0 < timeout < math.inf:
         raise ValueError("a timeout is a number of seconds greater than zero")
     return timeout
-
-
-def call_error(
-    error: grpc.RpcError, *, target: str, timeout: float, locate: Callable[[str], str]
-) -> ProxystashError:
-    """The exception of a failed call; `locate` turns the field of the request into the caller's."""
-    failure = error_from_rpc(error)
-    if isinstance(failure, DeadlineExceededError):
-        return deadline_error(target, timeout)
-    failure.field = locate(failure.field)
-    return failure
-
-
-def deadline_error(target: str, timeout: float) -> DeadlineExceededError:
-    return DeadlineExceededError(f"no answer from {target} within {timeout:g} s", code="DEADLINE_EXCEEDED")

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from proxystash._status import was_never_sent
 from proxystash.errors import DeadlineExceededError, ProxystashError, UnavailableError
 
 Clock = Callable[[], float]
@@ -83,7 +82,7 @@ class Attempts:
         if (
             self._policy is None
             or not isinstance(error, UnavailableError)
-            or not (self._repeatable or was_never_sent(error))
+            or not (self._repeatable or not error.sent)
         ):
             raise self.verdict(error)
         self._unavailable = error

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 _DOMAIN = "proxystash"
 _DETAIL_KINDS = (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest, error_details_pb2.RequestInfo)
 _DETAILS_KEY = "grpc-status-details-bin"
-# How gRPC begins the details of a call that it had no connection to send on.
-_NEVER_SENT = "failed to connect to all addresses"
+# How gRPC begins the details of a call that it had no connection to send on. Should its words ever change,
+# such a call is taken for one that was sent.
+_NEVER_SENT = ("failed to connect to all addresses", "DNS resolution failed", "errors resolving ")
 
 _CLASSES: dict[grpc.StatusCode, type[ProxystashError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidArgumentError,
@@ -38,26 +39,30 @@ _CLASSES: dict[grpc.StatusCode, type[ProxystashError]] = {
 }
 
 
-def error_from_rpc(error: grpc.RpcError) -> ProxystashError:
+def error_from_rpc(error: grpc.RpcError, *, target: str, timeout: float) -> ProxystashError:
     """Make the exception of a failed call, with what the server said in its rich details.
 
-    Works for calls of both kinds of channel.
+    Works for the calls of both kinds of channel.
     """
     call = cast("grpc.Call", error)
     code = call.code()
-    cls = _CLASSES.get(code, ProxystashError)
     message = call.details() or code.name
     reason = field = request_id = ""
     for detail in _details(call):
         if isinstance(detail, error_details_pb2.ErrorInfo) and detail.domain == _DOMAIN:
             reason = detail.reason
-            request_id = request_id or detail.metadata.get("request_id", "")
         elif isinstance(detail, error_details_pb2.BadRequest) and detail.field_violations:
             field = detail.field_violations[0].field
         elif isinstance(detail, error_details_pb2.RequestInfo):
             request_id = detail.request_id
-    if issubclass(cls, InternalError):
-        return cls(message, code=code.name, reason=reason, field=field, request_id=request_id)
+    cls = _CLASSES.get(code, ProxystashError)
+    if cls is DeadlineExceededError:
+        return deadline_error(target, timeout)
+    if cls is UnavailableError and not reason and message.startswith(_NEVER_SENT):
+        cause = message.rpartition(": ")[2].rstrip("]")
+        return UnavailableError(f"cannot reach {target} ({cause})", code=code.name, sent=False)
+    if cls is InternalError:
+        return InternalError(message, code=code.name, reason=reason, field=field, request_id=request_id)
     return cls(message, code=code.name, reason=reason, field=field)
 
 
@@ -66,12 +71,9 @@ def closed_error() -> ClientClosedError:
     return ClientClosedError("the client is closed", code="CANCELLED", reason="CLIENT_CLOSED")
 
 
-def was_never_sent(error: ProxystashError) -> bool:
-    """Whether a call is known not to have left this process, so that repeating it is harmless.
-
-    It is known by gRPC's own words for it. Should they ever change, such a call is not repeated.
-    """
-    return isinstance(error, UnavailableError) and error.message.startswith(_NEVER_SENT)
+def deadline_error(target: str, timeout: float) -> DeadlineExceededError:
+    """The error of a call that got no answer within its seconds."""
+    return DeadlineExceededError(f"no answer from {target} within {timeout:g} s", code="DEADLINE_EXCEEDED")
 
 
 def _details(call: grpc.Call) -> list[Message]:

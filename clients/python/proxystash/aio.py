@@ -17,15 +17,13 @@ from grpc import aio
 from proxystash import _convert, _operations
 from proxystash._batches import key_batches, put_batches
 from proxystash._channel import (
-    DEFAULT_TARGET,
-    DEFAULT_TIMEOUT,
     ChannelOptions,
-    call_error,
     channel_options,
     check_timeout,
 )
+from proxystash._defaults import DEFAULT_TARGET, DEFAULT_TIMEOUT
 from proxystash._retry import Attempts, RetryPolicy
-from proxystash._status import closed_error
+from proxystash._status import closed_error, error_from_rpc
 from proxystash.models import (
     CacheEntry,
     CacheStatistics,
@@ -224,7 +222,8 @@ class AsyncClient:
             try:
                 response = await rpc(operation.request, timeout=attempts.remaining())
             except grpc.RpcError as error:
-                failure = call_error(error, target=self.target, timeout=seconds, locate=operation.locate)
+                failure = error_from_rpc(error, target=self.target, timeout=seconds)
+                failure.field = operation.locate(failure.field)
             except asyncio.CancelledError:
                 # gRPC says so in the calling task, too, when close() cancels the call.
                 task = asyncio.current_task()

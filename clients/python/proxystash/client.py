@@ -14,15 +14,13 @@ import grpc
 from proxystash import _convert, _operations
 from proxystash._batches import key_batches, put_batches
 from proxystash._channel import (
-    DEFAULT_TARGET,
-    DEFAULT_TIMEOUT,
     ChannelOptions,
-    call_error,
     channel_options,
     check_timeout,
 )
+from proxystash._defaults import DEFAULT_TARGET, DEFAULT_TIMEOUT
 from proxystash._retry import Attempts, RetryPolicy
-from proxystash._status import closed_error
+from proxystash._status import closed_error, error_from_rpc
 from proxystash.models import (
     CacheEntry,
     CacheStatistics,
@@ -231,7 +229,8 @@ class Client:
             try:
                 response = rpc(operation.request, timeout=attempts.remaining())
             except grpc.RpcError as error:
-                failure = call_error(error, target=self.target, timeout=seconds, locate=operation.locate)
+                failure = error_from_rpc(error, target=self.target, timeout=seconds)
+                failure.field = operation.locate(failure.field)
             except ValueError:
                 # How gRPC refuses a call on a channel that another thread has just closed.
                 if not self._closed.is_set():

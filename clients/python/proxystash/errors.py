@@ -23,7 +23,16 @@ class InvalidArgumentError(ProxystashError):
 
 
 class UnavailableError(ProxystashError):
-    """The server could not be reached, is shutting down, or has no working tier."""
+    """The server could not be reached, is shutting down, or has no working tier.
+
+    `sent` is False when the call is known to have never left this process, for want of a connection.
+    """
+
+    def __init__(
+        self, message: str, *, code: str = "UNAVAILABLE", reason: str = "", field: str = "", sent: bool = True
+    ) -> None:
+        super().__init__(message, code=code, reason=reason, field=field)
+        self.sent = sent
 
 
 class DeadlineExceededError(ProxystashError):

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Protocol, Self
 import grpc
 
 from proxystash import _convert
-from proxystash._channel import deadline_error
 from proxystash._retry import Attempts, Backoff, RetryPolicy
-from proxystash._status import error_from_rpc
+from proxystash._status import deadline_error, error_from_rpc
 from proxystash.errors import ProxystashError, UnavailableError
 from proxystash.models import StatsUpdate
 from proxystash.v1 import cache_service_pb2 as pb
@@ -76,9 +75,9 @@ class Progress:
         Raises what the stream fails with if resuming cannot mend it.
         """
         if error is None:
-            failure: ProxystashError = UnavailableError("the server ended the stream", code="UNAVAILABLE")
+            failure: ProxystashError = UnavailableError("the server ended the stream")
         else:
-            failure = error_from_rpc(error)
+            failure = error_from_rpc(error, target=self._target, timeout=self._timeout)
         if self._start is not None and not self._started:
             return self._start.pause_after(failure)
         if failure.code not in _RESUMED_AFTER:

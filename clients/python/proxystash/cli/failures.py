@@ -1,0 +1,102 @@
+"""How a command fails: one line on stderr that says what to do, and an exit code that means something."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+
+import typer
+
+from proxystash.errors import (
+    DeadlineExceededError,
+    InvalidArgumentError,
+    ProxystashError,
+    UnavailableError,
+)
+from proxystash.files import ProxyFileError
+from proxystash.proxies import InvalidProxyUrl
+
+
+class ExitCode(IntEnum):
+    """What a command's exit code means."""
+
+    OK = 0
+    NOT_DONE = 1
+    USAGE = 2
+    SERVER = 3
+    INTERRUPTED = 130
+    PIPE_CLOSED = 141
+
+
+_MEANINGS = {
+    ExitCode.OK: "done",
+    ExitCode.NOT_DONE: "no such proxy, records that failed, nothing loaded, or a question answered with no",
+    ExitCode.USAGE: "wrong arguments, refused values, or a file that cannot be read or written",
+    ExitCode.SERVER: "the server cannot be reached, did not answer in time, or failed",
+    ExitCode.INTERRUPTED: "interrupted with Ctrl-C",
+    ExitCode.PIPE_CLOSED: "nobody reads the output any more",
+}
+
+
+def exit_codes_help() -> str:
+    """The exit codes as the end of the help text, one paragraph each."""
+    lines = [f"{code.value}: {meaning}" for code, meaning in _MEANINGS.items()]
+    return "\n\n".join(["Exit codes:", *lines])
+
+
+class CommandError(Exception):
+    """A failure that a command found itself; the message is for the user."""
+
+    def __init__(self, message: str, code: ExitCode) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def report(message: str) -> None:
+    """Say what went wrong, in one line."""
+    typer.echo(f"proxystash: {' '.join(message.split())}", err=True)
+
+
+@contextmanager
+def failing_in_one_line() -> Iterator[None]:
+    """Turn what a command raises into a line on stderr and an exit code."""
+    try:
+        yield
+        sys.stdout.flush()
+    except CommandError as error:
+        report(str(error))
+        raise typer.Exit(error.code) from None
+    except (InvalidProxyUrl, ProxyFileError) as error:
+        report(str(error))
+        raise typer.Exit(ExitCode.USAGE) from None
+    except ProxystashError as error:
+        report(_describe(error))
+        code = ExitCode.USAGE if isinstance(error, InvalidArgumentError) else ExitCode.SERVER
+        raise typer.Exit(code) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+    except BrokenPipeError:
+        _discard_output()
+        raise typer.Exit(ExitCode.PIPE_CLOSED) from None
+
+
+def _describe(error: ProxystashError) -> str:
+    return "; ".join([_advise(error), *getattr(error, "__notes__", [])])
+
+
+def _advise(error: ProxystashError) -> str:
+    if isinstance(error, DeadlineExceededError):
+        return f"{error.message}; a longer --timeout may help"
+    if isinstance(error, UnavailableError) and not error.sent:
+        return f"{error.message}; start a server with `proxystash-server serve`, or pass --target"
+    if error.field and error.field not in error.message:
+        return f"{error.field}: {error.message}"
+    return error.message
+
+
+def _discard_output() -> None:
+    """Let the interpreter's last flush go nowhere, so that it does not complain about the closed pipe."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

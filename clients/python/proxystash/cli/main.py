@@ -1,0 +1,92 @@
+"""The application: its commands put together, and how every run of it ends."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from proxystash.cli import entries, statistics, transfer
+from proxystash.cli.failures import ExitCode, exit_codes_help, failing_in_one_line, report
+
+# The base of all that the parser raises. Typer exports only this descendant of it.
+_ParserError: type[Exception] = next(
+    cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException"
+)
+
+
+class _Commands(TyperGroup):
+    """Commands whose failures are one line on stderr and an exit code."""
+
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]  # typer's is click's Context
+        with failing_in_one_line():
+            return super().invoke(ctx)
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]  # as above
+        return list(self.commands)
+
+
+app = typer.Typer(
+    name="proxystash",
+    cls=_Commands,
+    help="Keep a fleet's proxies in a proxystash server: store, find, report and watch them.",
+    epilog=exit_codes_help(),
+    add_completion=False,
+    rich_markup_mode="rich",
+    # A traceback with local variables would show passwords.
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(entries.get)
+app.command()(entries.put)
+app.command()(entries.delete)
+app.command()(entries.clear)
+app.command()(entries.invalidate)
+app.command("list")(entries.list_proxies)
+app.command()(transfer.warm)
+app.command()(transfer.export)
+app.command()(statistics.stats)
+app.command("watch-stats")(statistics.watch_stats)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"proxystash {version('proxystash')}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(ExitCode.USAGE)
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    try:
+        code = app(standalone_mode=False)
+    except _ParserError as error:
+        report(_describe(error))
+        code = ExitCode.USAGE
+    except typer.Abort as error:
+        # Ctrl-C, or a question that was answered with no.
+        code = ExitCode.INTERRUPTED if isinstance(error.__cause__, KeyboardInterrupt) else ExitCode.NOT_DONE
+    sys.exit(code if isinstance(code, int) else ExitCode.OK)
+
+
+def _describe(error: Exception) -> str:
+    """A parser's error in one line, with where to look."""
+    message = str(error.format_message() if hasattr(error, "format_message") else error)
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "proxystash"
+    return f"{' '.join(message.split()).rstrip('.')}; see `{command} --help`"

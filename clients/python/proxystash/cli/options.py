@@ -1,0 +1,116 @@
+"""The options and arguments that several commands have, and how their texts are read."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from proxystash.models import HealthStatus
+from proxystash.proxies import SCHEMES, InvalidProxyUrl, cache_key
+
+if TYPE_CHECKING:
+    from proxystash.client import Client
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_duration(text: str) -> timedelta:
+    """Read `90`, `90s`, `15m`, `2h`, `7d` or `500ms`; a number alone means seconds."""
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise typer.BadParameter("write a duration as a number with ms, s, m, h or d, such as 15m")
+    try:
+        return timedelta(seconds=float(match[1]) * _UNITS[match[2] or "s"])
+    except OverflowError:
+        raise typer.BadParameter("the duration is too long") from None
+
+
+def parse_scheme(text: str) -> str:
+    """Read one of the schemes that proxies have."""
+    if text.lower() not in SCHEMES:
+        raise typer.BadParameter(f"the schemes are {', '.join(SCHEMES)}")
+    return text.lower()
+
+
+def parse_labels(texts: list[str] | None) -> dict[str, str]:
+    """Read labels written as `name=value`."""
+    labels = {}
+    for text in texts or []:
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise typer.BadParameter("write a label as name=value, such as country=DE", param_hint="--label")
+        labels[name] = value
+    return labels
+
+
+def resolve_key(key_or_url: str, username: str | None) -> str:
+    """The key that was given, or that of the proxy URL that was given."""
+    if "://" not in key_or_url:
+        if username is not None:
+            raise typer.BadParameter("it goes with a proxy URL, not with a key", param_hint="--username")
+        return key_or_url
+    try:
+        return cache_key(key_or_url, username)
+    except InvalidProxyUrl as error:
+        raise typer.BadParameter(str(error), param_hint="KEY") from None
+
+
+def connect(target: str, timeout: float) -> Client:
+    """A client that fails at once when there is no server, as a command should."""
+    from proxystash.client import Client
+
+    return Client(target, timeout=timeout, retry=None)
+
+
+def connect_patiently(target: str, timeout: float) -> Client:
+    """A client that repeats its calls until the timeout, for work that should survive a server's restart."""
+    from proxystash.client import Client
+
+    return Client(target, timeout=timeout)
+
+
+Target = Annotated[
+    str,
+    typer.Option("--target", envvar="PROXYSTASH_TARGET", metavar="HOST:PORT", help="Address of the server."),
+]
+Timeout = Annotated[
+    float,
+    typer.Option("--timeout", min=0.001, metavar="SECONDS", help="How long to wait for each answer."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Write JSON for scripts, one object on a line.")]
+Key = Annotated[
+    str,
+    typer.Argument(metavar="KEY", help="A proxy's key or its URL, in which a username counts."),
+]
+KeyUsername = Annotated[
+    str | None, typer.Option("--username", help="With a proxy URL: the username that belongs to it.")
+]
+ShowCredentials = Annotated[
+    bool, typer.Option("--show-credentials", help="Show usernames and passwords, too.")
+]
+FilterSource = Annotated[str, typer.Option("--source", help="Only proxies from this source.")]
+FilterHealth = Annotated[
+    list[HealthStatus] | None,
+    typer.Option(
+        "--health",
+        metavar="STATUS",
+        help=f"Only proxies with this status ({', '.join(HealthStatus)}); of several, with any.",
+    ),
+]
+FilterScheme = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--scheme",
+        parser=parse_scheme,
+        metavar="SCHEME",
+        help="Only proxies with this URL scheme; of several, with any.",
+    ),
+]
+FilterLabel = Annotated[
+    list[str] | None,
+    typer.Option("--label", metavar="NAME=VALUE", help="Only proxies with this label; of several, with all."),
+]

@@ -1,0 +1,220 @@
+"""What commands print: JSON for scripts, tables and short lines for people."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from proxystash._records import record_from_entry
+from proxystash.models import CacheEntry, CacheStatistics, LatencySummary
+
+_WIDE = 1000
+
+
+def print_json(record: Mapping[str, object]) -> None:
+    """Print one object as a line of JSON."""
+    typer.echo(json.dumps(record, ensure_ascii=False))
+
+
+def print_line(text: str) -> None:
+    """Print one line for people."""
+    typer.echo(printable(text))
+
+
+class _Console(Console):
+    """A console that leaves a closed pipe to its caller, instead of exiting."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+def console() -> Console:
+    """Standard output; a pipe or a file gets its tables as wide as they are."""
+    return _Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False, markup=False, emoji=False)
+
+
+def progress_console() -> Console:
+    """Standard error, where progress bars go."""
+    return Console(stderr=True)
+
+
+def printable(text: str) -> str:
+    """A text from the server without what could drive a terminal."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def entry_record(entry: CacheEntry, *, show_credentials: bool) -> dict[str, object]:
+    """An entry as JSON has it: the fields of an exported line, and whether it has fallen out of memory."""
+    record = record_from_entry(entry, include_credentials=show_credentials)
+    return record | {"evicted_from_l1": entry.evicted_from_l1}
+
+
+def print_entry(entry: CacheEntry, *, served_by: str, show_credentials: bool) -> None:
+    """An entry for people, one field on a line."""
+    record = entry_record(entry, show_credentials=show_credentials)
+    if not show_credentials and (entry.username or entry.password):
+        record["credentials"] = "hidden; --show-credentials shows them"
+    lines = [*_flatten(record | {"served_by": served_by})]
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        print_line(f"{name:<{width}}  {value}")
+
+
+def entry_table(entries: Iterable[CacheEntry], *, show_credentials: bool) -> Table:
+    """Entries for people, one on a row."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    names = ["key", "proxy_url", "health", "failures", "source", "labels", "expires_at"]
+    names[2:2] = ["username", "password"] if show_credentials else []
+    for name in names:
+        table.add_column(
+            name,
+            justify="right" if name == "failures" else "left",
+            overflow="fold",
+            no_wrap=name in {"key", "health"},
+        )
+    for entry in entries:
+        cells = {
+            "key": entry.key,
+            "proxy_url": entry.proxy_url,
+            "username": entry.username or "",
+            "password": entry.password or "",
+            "health": entry.health_status.value,
+            "failures": str(entry.failure_count),
+            "source": entry.source,
+            "labels": _labels_text(entry.labels),
+            "expires_at": _time_text(entry.expires_at),
+        }
+        table.add_row(*(Text(printable(cells[name])) for name in names))
+    return table
+
+
+def statistics_record(statistics: CacheStatistics) -> dict[str, object]:
+    """A snapshot as JSON has it: times in ISO 8601, latencies in microseconds."""
+    return {
+        "observed_at": _time_text(statistics.observed_at),
+        "started_at": _time_text(statistics.started_at),
+        "entries": statistics.entries,
+        "hits": statistics.hits,
+        "misses": statistics.misses,
+        "hit_rate": statistics.hit_rate,
+        "promotions": statistics.promotions,
+        "demotions": statistics.demotions,
+        "removals": statistics.removals,
+        "stats_subscribers": statistics.stats_subscribers,
+        "tiers": [
+            {
+                "tier": tier.tier.value,
+                "backend": tier.backend,
+                "state": tier.state.value,
+                "entries": tier.entries,
+                "max_entries": tier.max_entries,
+                "hits": tier.hits,
+                "misses": tier.misses,
+                "hit_rate": tier.hit_rate,
+                "evictions_capacity": tier.evictions_capacity,
+                "evictions_ttl": tier.evictions_ttl,
+                "evictions_health": tier.evictions_health,
+                "evictions_corruption": tier.evictions_corruption,
+                "errors": tier.errors,
+                "read_latency": _latency_record(tier.read_latency),
+                "write_latency": _latency_record(tier.write_latency),
+            }
+            for tier in statistics.tiers
+        ],
+    }
+
+
+def statistics_table(statistics: CacheStatistics) -> Table:
+    """A snapshot for people: one column for each tier, and one for the cache as a whole."""
+    table = Table(
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+        caption=f"at {_time_text(statistics.observed_at)}, up since {_time_text(statistics.started_at)}",
+        caption_justify="left",
+    )
+    table.add_column("")
+    for tier in statistics.tiers:
+        table.add_column(f"{tier.tier.value} {printable(tier.backend)}", justify="right")
+    table.add_column("cache", justify="right")
+    tiers = statistics.tiers
+    rows: list[tuple[str, list[str], str]] = [
+        ("state", [tier.state.value for tier in tiers], ""),
+        ("entries", [f"{tier.entries:,}" for tier in tiers], f"{statistics.entries:,}"),
+        ("at most", [f"{tier.max_entries:,}" if tier.max_entries else "unlimited" for tier in tiers], ""),
+        ("hits", [f"{tier.hits:,}" for tier in tiers], f"{statistics.hits:,}"),
+        ("misses", [f"{tier.misses:,}" for tier in tiers], f"{statistics.misses:,}"),
+        ("hit rate", [f"{tier.hit_rate:.1%}" for tier in tiers], f"{statistics.hit_rate:.1%}"),
+        ("evicted for capacity", [f"{tier.evictions_capacity:,}" for tier in tiers], ""),
+        ("evicted by TTL", [f"{tier.evictions_ttl:,}" for tier in tiers], ""),
+        ("evicted by health", [f"{tier.evictions_health:,}" for tier in tiers], ""),
+        ("evicted as corrupt", [f"{tier.evictions_corruption:,}" for tier in tiers], ""),
+        ("errors", [f"{tier.errors:,}" for tier in tiers], ""),
+        ("read p50 / p99 / max", [_latency_text(tier.read_latency) for tier in tiers], ""),
+        ("write p50 / p99 / max", [_latency_text(tier.write_latency) for tier in tiers], ""),
+        ("promotions", [""] * len(tiers), f"{statistics.promotions:,}"),
+        ("demotions", [""] * len(tiers), f"{statistics.demotions:,}"),
+        ("removals", [""] * len(tiers), f"{statistics.removals:,}"),
+        ("stats subscribers", [""] * len(tiers), f"{statistics.stats_subscribers:,}"),
+    ]
+    for name, cells, total in rows:
+        table.add_row(name, *cells, total)
+    return table
+
+
+def statistics_line(statistics: CacheStatistics) -> str:
+    """A snapshot in one line."""
+    tiers = ", ".join(f"{tier.tier.value} {tier.entries:,} {tier.state.value}" for tier in statistics.tiers)
+    return (
+        f"{_time_text(statistics.observed_at)}  {statistics.entries:,} entries, {statistics.hits:,} hits, "
+        f"{statistics.misses:,} misses ({statistics.hit_rate:.1%}); {tiers}"
+    )
+
+
+def _flatten(record: Mapping[str, object]) -> Iterable[tuple[str, object]]:
+    for name, value in record.items():
+        if isinstance(value, dict) and name == "labels":
+            yield name, _labels_text(value)
+        elif isinstance(value, dict):
+            yield from _flatten(value)
+        elif isinstance(value, bool):
+            yield name, "yes" if value else "no"
+        else:
+            yield name, value
+
+
+def _labels_text(labels: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in sorted(labels.items()))
+
+
+def _time_text(time: datetime | None) -> str:
+    return "" if time is None else time.isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _latency_record(latency: LatencySummary) -> dict[str, float]:
+    return {"p50_us": _us(latency.p50), "p99_us": _us(latency.p99), "max_us": _us(latency.max)}
+
+
+def _us(duration: timedelta) -> float:
+    return duration / timedelta(microseconds=1)
+
+
+def _latency_text(latency: LatencySummary) -> str:
+    return " / ".join(_duration_text(part) for part in (latency.p50, latency.p99, latency.max))
+
+
+def _duration_text(duration: timedelta) -> str:
+    microseconds = _us(duration)
+    if microseconds < 1000:
+        return f"{microseconds:.0f} µs"
+    if microseconds < 1_000_000:
+        return f"{microseconds / 1000:.1f} ms"
+    return f"{microseconds / 1_000_000:.1f} s"
