@@ -1,0 +1,113 @@
+"""Uses of entries that have not reached the disk yet."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import NamedTuple
+
+from proxystash_server.cache.entry import CacheEntry, with_access
+
+
+class Access(NamedTuple):
+    """How an entry stands after its last use, for the content that the write numbered `version` stored."""
+
+    key: str
+    version: int
+    access_count: int
+    last_accessed_us: int
+    evicted_from_l1: bool
+
+
+def combine(entry: CacheEntry, access: Access | None) -> CacheEntry:
+    """`entry`, read from disk, with what the log said about it."""
+    if access is None or access.version != entry.version or access.access_count < entry.access_count:
+        return entry
+    return with_access(entry, access.access_count, access.last_accessed_us, access.evicted_from_l1)
+
+
+class AccessLog:
+    """The latest access of each entry used since the last flush, least recently used first.
+
+    Every get writes here; disk tiers get it in batches. Whoever reads an entry from disk combines it with
+    what stands here, so answers are exact although the disk lags. During a flush its batch stays visible
+    until it is written; since it may be gone a moment later, a reader peeks before it reads the disk, or
+    compares `flushes` around both. Thread-safe; its lock is a leaf: nothing is called while it is held.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: OrderedDict[str, Access] = OrderedDict()
+        self._flushing: dict[str, Access] = {}
+        self._flushes = 0
+        self._has_uses = False
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._flushing)
+
+    @property
+    def has_uses(self) -> bool:
+        """Whether an entry was used since the last flush.
+
+        The order of eviction on disk is then out of date.
+        """
+        return self._has_uses
+
+    def record_use(self, entry: CacheEntry) -> None:
+        """Note `entry` as its latest use left it."""
+        self._record(entry)
+        self._has_uses = True
+
+    def record_demotion(self, entry: CacheEntry) -> None:
+        """Note `entry` as it fell out of memory."""
+        self._record(entry)
+
+    @property
+    def flushes(self) -> int:
+        """How many flushes have ended: unchanged around a read, nothing left the log during it."""
+        return self._flushes
+
+    def peek(self, key: str) -> Access | None:
+        """What has happened to `key` since the last flush."""
+        with self._lock:
+            return self._waiting.get(key) or self._flushing.get(key)
+
+    def discard(self, key: str) -> None:
+        """Forget a key whose entry is gone or replaced."""
+        with self._lock:
+            self._waiting.pop(key, None)
+            self._flushing.pop(key, None)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._waiting.clear()
+            self._flushing.clear()
+
+    def begin_flush(self, limit: int) -> list[Access]:
+        """The oldest `limit` accesses, to be written; one flush at a time (the caller's lock)."""
+        with self._lock:
+            while self._waiting and len(self._flushing) < limit:
+                key, access = self._waiting.popitem(last=False)
+                self._flushing[key] = access
+            self._has_uses = self._has_uses and bool(self._waiting)
+            return list(self._flushing.values())
+
+    def end_flush(self, *, written: bool) -> None:
+        """Forget the batch, or put back what could not be written and was not used again meanwhile."""
+        with self._lock:
+            if not written:
+                for key, access in reversed(self._flushing.items()):
+                    if key not in self._waiting:
+                        self._waiting[key] = access
+                        self._waiting.move_to_end(key, last=False)
+            self._flushing.clear()
+            self._flushes += 1
+
+    def _record(self, entry: CacheEntry) -> None:
+        access = Access(
+            entry.key, entry.version, entry.access_count, entry.last_accessed_us, entry.evicted_from_l1
+        )
+        with self._lock:
+            self._waiting[entry.key] = access
+            self._waiting.move_to_end(entry.key)

@@ -1,0 +1,83 @@
+"""When a failing tier is skipped, and when it is tried again."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+
+FAILURES_TO_OPEN = 3
+FIRST_PAUSE = 1.0
+LONGEST_PAUSE = 60.0
+
+
+class CircuitBreaker:
+    """Counts a tier's failures in a row; at three it opens, and the tier is skipped until a probe has worked.
+
+    Between probes it waits 1 s, then twice as long each time up to 60 s, less a random part of up to half so
+    that several tiers or servers do not probe in step. Thread-safe; it never calls out while it holds its
+    lock.
+    """
+
+    def __init__(self, monotonic: Callable[[], float], jitter: Callable[[], float] = random.random) -> None:
+        self._monotonic = monotonic
+        self._jitter = jitter
+        self._lock = threading.Lock()
+        self._failures = 0
+        self._open = False
+        self._pause = FIRST_PAUSE
+        self._probe_at = 0.0
+        self._probing = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the tier is to be skipped."""
+        return self._open
+
+    def record_success(self) -> None:
+        """Note an operation that worked; failures before it no longer count."""
+        if self._failures:
+            with self._lock:
+                self._failures = 0
+
+    def record_failure(self) -> bool:
+        """Note an operation that failed; return whether this one opened the breaker."""
+        with self._lock:
+            self._failures += 1
+            if self._open or self._failures < FAILURES_TO_OPEN:
+                return False
+            self._open_now()
+            return True
+
+    def force_open(self) -> None:
+        """Open at once: the tier could not even be started."""
+        with self._lock:
+            if not self._open:
+                self._open_now()
+
+    def begin_probe(self) -> bool:
+        """Claim the next probe, if it is due and nobody else is probing."""
+        with self._lock:
+            if not self._open or self._probing or self._monotonic() < self._probe_at:
+                return False
+            self._probing = True
+            return True
+
+    def end_probe(self, worked: bool) -> None:
+        """Report the claimed probe: close the breaker, or wait twice as long before the next."""
+        with self._lock:
+            self._probing = False
+            if worked:
+                self._open = False
+                self._failures = 0
+            else:
+                self._pause = min(self._pause * 2, LONGEST_PAUSE)
+                self._schedule()
+
+    def _open_now(self) -> None:
+        self._open = True
+        self._pause = FIRST_PAUSE
+        self._schedule()
+
+    def _schedule(self) -> None:
+        self._probe_at = self._monotonic() + self._pause * (1 - self._jitter() / 2)

@@ -1,0 +1,80 @@
+"""Configuration of the cache; field names and defaults are those of proxywhirl.cache 0.3.3, paths aside."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+MAX_TTL_SECONDS = 10 * 365 * 24 * 3600
+
+
+class CacheTierType(StrEnum):
+    """A storage level, fastest first."""
+
+    L1 = "l1"
+    L2 = "l2"
+    L3 = "l3"
+
+
+class L2BackendType(StrEnum):
+    """What L2 keeps its entries in: files a person can read, or a database that scales further."""
+
+    JSONL = "jsonl"
+    SQLITE = "sqlite"
+
+
+class Durability(StrEnum):
+    """What an acknowledged write survives: the end of the process, or also a power cut."""
+
+    PROCESS = "process"
+    FULL = "full"
+
+
+class CacheTierConfig(BaseModel):
+    """Capacity and eviction policy of one tier. `max_entries=None` means unlimited."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    enabled: bool = True
+    max_entries: int | None = Field(default=None, ge=1)
+    eviction_policy: Literal["lru", "lfu", "fifo"] = "lru"
+
+
+class CacheConfig(BaseModel):
+    """Everything a CacheManager is made from. Times are in seconds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    l1_config: CacheTierConfig = CacheTierConfig(max_entries=1000)
+    l2_config: CacheTierConfig = CacheTierConfig(max_entries=5000)
+    l2_backend: L2BackendType = L2BackendType.JSONL
+    l3_config: CacheTierConfig = CacheTierConfig(max_entries=None)
+
+    default_ttl_seconds: int = Field(default=3600, ge=1, le=MAX_TTL_SECONDS)
+    per_source_ttl: dict[str, int] = Field(default_factory=dict)
+
+    enable_background_cleanup: bool = False
+    cleanup_interval_seconds: int = Field(default=60, ge=1)
+    # proxywhirl reads neither of these two; they are accepted so that a configuration moves over unchanged.
+    ttl_cleanup_interval: int = Field(default=60, ge=1)
+    statistics_interval: int = Field(default=5, ge=1)
+
+    l2_cache_dir: Path = Path("data/l2")
+    l3_database_path: Path = Path("data/l3/proxystash.db")
+
+    encryption_key: SecretStr | None = None
+    previous_encryption_keys: tuple[SecretStr, ...] = ()
+    encryption_key_file: Path | None = None
+
+    health_check_invalidation: bool = True
+    failure_threshold: int = Field(default=3, ge=1)
+
+    durability: Durability = Durability.PROCESS
+    enable_statistics: bool = True
+
+    def ttl_seconds_of(self, source: str) -> int:
+        """The TTL of an entry that brings none of its own: its source's, else the default."""
+        return self.per_source_ttl.get(source, self.default_ttl_seconds)

@@ -1,0 +1,48 @@
+"""The errors of the cache: one small hierarchy, none of which ever carries a credential."""
+
+from __future__ import annotations
+
+
+class CacheError(Exception):
+    """Base of everything the cache raises on purpose."""
+
+
+class InvalidEntryError(CacheError, ValueError):
+    """A key or an entry that breaks a limit; nothing was changed.
+
+    `field` is the contract's name of the field at fault, `reason` a machine-readable word such as
+    `INVALID_PROXY_URL`.
+    """
+
+    def __init__(self, field: str, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+        self.reason = reason
+
+
+class CacheUnavailableError(CacheError):
+    """No tier is able to serve the request now; it may be tried again."""
+
+
+class CacheClosedError(CacheUnavailableError):
+    """The manager has been closed."""
+
+
+class StoreError(CacheError):
+    """A store on disk that must not be opened; the message says what to do. Nothing was changed."""
+
+
+class EncryptionKeyError(StoreError):
+    """The encryption key is malformed, missing, or not the one the store was sealed under."""
+
+
+class StoreFormatError(StoreError):
+    """The store was written by a newer version, or is no store of ours."""
+
+
+class TierError(CacheError):
+    """One operation of one tier failed for a reason of the tier's own (disk, lock, connection).
+
+    Raised by tiers, handled by the manager, which goes on with the other tiers; callers of the manager never
+    see it.
+    """

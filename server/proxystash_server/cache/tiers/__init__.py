@@ -1,0 +1,1 @@
+"""The tiers: one small interface (`base`), one module for each backend."""

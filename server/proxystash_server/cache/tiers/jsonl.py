@@ -1,0 +1,480 @@
+"""A disk tier in append-only JSON Lines files with an index in memory: L2's default."""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import zlib
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from proxystash_server.cache.access_log import Access
+from proxystash_server.cache.config import CacheTierConfig, CacheTierType, Durability
+from proxystash_server.cache.credentials import CredentialEncryptor, UnreadableCredentialsError
+from proxystash_server.cache.entry import CacheEntry, Clock, wall_clock
+from proxystash_server.cache.errors import TierError
+from proxystash_server.cache.eviction import make_policy
+from proxystash_server.cache.group_commit import GroupCommit
+from proxystash_server.cache.tiers.base import (
+    EVERYTHING,
+    Applied,
+    DurableTier,
+    EntryFilter,
+    OnCorruption,
+    Write,
+)
+from proxystash_server.cache.tiers.jsonl_directory import SHARDS, JsonlDirectory
+from proxystash_server.cache.tiers.jsonl_record import read_entry, replay, rewrite, touch_slot, write_body
+from proxystash_server.cache.tiers.jsonl_shard import (
+    Compaction,
+    Shard,
+    Slot,
+    encode_body,
+    finish_line,
+    header,
+    replace_file,
+)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TierError(f"{type(error).__name__}: {error.strerror}") from error
+
+
+class JsonlCacheTier(DurableTier):
+    """Entries as lines in `shard-0.jsonl` to `shard-7.jsonl`, spread by key; the latest line of a key counts.
+
+    A put appends one line and never rewrites a file; compaction copies what is live to a new file beside. The
+    index (a place and the access facts for each entry) is in memory; a get reads one line, without any lock.
+    Writers share a commit lock that no reader takes. Damaged lines go to `set-aside.jsonl` and count as
+    corruption.
+    """
+
+    backend = "jsonl"
+
+    def __init__(
+        self,
+        config: CacheTierConfig,
+        tier_type: CacheTierType,
+        cache_dir: Path,
+        encryptor: CredentialEncryptor,
+        *,
+        durability: Durability = Durability.PROCESS,
+        clock: Clock = wall_clock,
+        on_corruption: OnCorruption = lambda _tier, _reason: None,
+    ) -> None:
+        super().__init__(config, tier_type, clock)
+        self.encryptor = encryptor
+        self._directory = JsonlDirectory(cache_dir, sync=durability is Durability.FULL)
+        self._sync = durability is Durability.FULL
+        self._on_corruption = on_corruption
+        self._commits: GroupCommit[Callable[[set[Shard]], Any], Any] = GroupCommit(self._commit)
+        self._lock = threading.Lock()
+        self._policy = make_policy(config.eviction_policy)
+        self._shards: list[Shard] = []
+        self._size = 0
+        self._sequence = 0
+        self._backlog: dict[str, int] = {}
+        self._meta: dict[str, Any] = {}
+        self._doubtful = False
+
+    # -- the store as a whole
+
+    def open(self) -> None:
+        with self._commits.lock, _translated():
+            self._directory.create()
+            meta = self._directory.read_meta()
+            if meta is None:
+                meta = self._directory.create_meta(self.encryptor.make_check().decode())
+            self._meta = meta
+            shards = [Shard(self._directory.shard_path(number), number) for number in range(SHARDS)]
+            damaged = self._load(shards)
+            for shard in shards:
+                if shard.end == 0:
+                    shard.append(header(shard.number, SHARDS))
+        for _ in range(damaged):
+            self._on_corruption(self.tier_type, "a line was damaged and set aside")
+        if damaged:
+            self.maintain()
+
+    def close(self) -> None:
+        with self._commits.lock, self._lock:
+            self._shards = []
+            self._policy.clear()
+            self._size = 0
+
+    def probe(self) -> None:
+        self._commits.submit(lambda dirty: (self._append(self._shard(EVERYTHING), {"op": "probe"}, dirty),))
+
+    def stored_key_check(self) -> bytes | None:
+        with _translated():
+            meta = self._directory.read_meta()
+        return None if meta is None else str(meta["key_check"]).encode()
+
+    @property
+    def store_id(self) -> str:
+        return str(self._meta.get("store_id", ""))
+
+    @property
+    def partner_id(self) -> str:
+        return str(self._meta.get("partner_id", ""))
+
+    def set_partner(self, partner_id: str) -> None:
+        with self._commits.lock, _translated():
+            self._directory.write_meta({**self._meta, "partner_id": partner_id})
+            self._meta["partner_id"] = partner_id
+
+    @property
+    def doubtful(self) -> bool:
+        # A file cut off between two lines looks like a shorter file.
+        return self._doubtful
+
+    def versions(self, keys: Sequence[str]) -> dict[str, int]:
+        with self._lock:
+            slots = {key: self._shard(key).index.get(key) for key in keys}
+        return {key: slot.version for key, slot in slots.items() if slot is not None}
+
+    # -- reading
+
+    def get(self, key: str) -> CacheEntry | None:
+        with self._lock:
+            slot = self._shard(key).index.get(key) if self._shards else None
+            if slot is None:
+                return None
+            slot = replace(slot)
+        with _translated():
+            line = slot.segment.read(slot.offset, slot.length)
+        try:
+            return read_entry(key, line, slot, self.encryptor)
+        except UnreadableCredentialsError as error:
+            self._set_entry_aside(key, slot, line, str(error))
+        except (ValueError, KeyError, TypeError):
+            self._set_entry_aside(key, slot, line, "the line is damaged")
+        return None
+
+    def __contains__(self, key: str) -> bool:
+        with self._lock:
+            return bool(self._shards) and key in self._shard(key).index
+
+    def size(self) -> int:
+        return self._size
+
+    def keys(self) -> list[str]:
+        with self._lock:
+            return [key for shard in self._shards for key in shard.index]
+
+    def expired_keys(self, now_us: int, limit: int) -> list[str]:
+        expired: list[str] = []
+        for shard in self._shards:
+            with self._lock:
+                slots = list(shard.index.items())
+            expired += [key for key, slot in slots if slot.expires_at_us <= now_us]
+            if len(expired) >= limit:
+                break
+        return expired[:limit]
+
+    def page(self, after: str, limit: int, entry_filter: EntryFilter, now_us: int) -> list[CacheEntry]:
+        entries: list[CacheEntry] = []
+        while len(entries) < limit:
+            keys = heapq.nsmallest(limit, (key for key in self.keys() if key > after))
+            if not keys:
+                break
+            entries += [
+                entry
+                for entry in map(self.get, keys)
+                if entry is not None and entry.expires_at_us > now_us and entry_filter.matches(entry)
+            ]
+            after = keys[-1]
+        return entries[:limit]
+
+    def backlog(self) -> dict[str, int]:
+        with self._lock:
+            return dict(self._backlog)
+
+    # -- writing
+
+    def apply(self, writes: Sequence[Write]) -> list[Applied]:
+        bodies = [write_body(write, self.encryptor) for write in writes]
+
+        def change(dirty: set[Shard]) -> list[Applied]:
+            return [self._apply_one(write, body, dirty) for write, body in zip(writes, bodies, strict=True)]
+
+        result: list[Applied] = self._commits.submit(change)
+        return result
+
+    def touch(self, accesses: Sequence[Access]) -> None:
+        def change(dirty: set[Shard]) -> int:
+            return sum(self._touch_one(access, dirty) for access in accesses)
+
+        self._commits.submit(change)
+
+    def clear(self) -> int:
+        def change(dirty: set[Shard]) -> int:
+            # One line makes it happen at one moment; after it, the files may be emptied one by one.
+            first = self._shards[0]
+            self._append(first, {"op": "clear"}, dirty)
+            self._sync_all(dirty)
+            dirty.clear()
+            marks = self._backlog_line(self._backlog)
+            for shard in reversed(self._shards):
+                self._empty(shard, marks if shard is first else b"")
+            with self._lock:
+                held, self._size = self._size, 0
+                self._policy.clear()
+            return held
+
+        held: int = self._commits.submit(change)
+        return held
+
+    def trim(self) -> list[str]:
+        def change(dirty: set[Shard]) -> list[str]:
+            return self._make_room(0, dirty)
+
+        evicted: list[str] = self._commits.submit(change)
+        return evicted
+
+    def extend_backlog(self, marks: Mapping[str, int]) -> None:
+        def change(dirty: set[Shard]) -> int:
+            for key, version in marks.items():
+                self._append(self._shard(key), {"op": "backlog", "keys": {key: version}}, dirty)
+                self._mark(key, version)
+            return len(marks)
+
+        self._commits.submit(change)
+
+    def settle(self, keys: Iterable[str]) -> None:
+        def change(dirty: set[Shard]) -> int:
+            settled = [key for key in keys if key in self._backlog]
+            for key in settled:
+                self._append(self._shard(key), {"op": "settle", "keys": [key]}, dirty)
+                with self._lock:
+                    del self._backlog[key]
+            return len(settled)
+
+        self._commits.submit(change)
+
+    def clear_before(self, version: int) -> None:
+        with self._lock:
+            older = [
+                key for shard in self._shards for key, slot in shard.index.items() if slot.version < version
+            ]
+        self.apply([Write(key, None) for key in older])
+
+    def maintain(self) -> None:
+        """Compact every shard that is mostly garbage.
+
+        Reads go on, writers wait only for the last step of each.
+        """
+        for shard in list(self._shards):
+            if shard.wants_compaction:
+                with _translated():
+                    self._compact(shard)
+
+    # -- under the commit lock
+
+    def _commit(self, changes: Sequence[Callable[[set[Shard]], Any]]) -> list[Any]:
+        if not self._shards:
+            raise TierError("the files are closed")
+        dirty: set[Shard] = set()
+        with _translated():
+            results = [change(dirty) for change in changes]
+            self._sync_all(dirty)
+        return results
+
+    def _sync_all(self, dirty: set[Shard]) -> None:
+        if self._sync:
+            for shard in dirty:
+                shard.segment.sync()
+
+    def _append(self, shard: Shard, record: dict[str, Any] | bytes, dirty: set[Shard]) -> tuple[int, int]:
+        self._sequence += 1
+        line = finish_line(record if isinstance(record, bytes) else encode_body(record), self._sequence)
+        dirty.add(shard)
+        return shard.append(line), len(line)
+
+    def _apply_one(self, write: Write, body: bytes, dirty: set[Shard]) -> Applied:
+        key, entry = write.key, write.entry
+        shard = self._shard(key)
+        existed = key in shard.index
+        evicted: list[str] = []
+        if entry is not None:
+            if not existed:
+                evicted = self._make_room(1, dirty)
+            offset, length = self._append(shard, body, dirty)
+            slot = Slot(
+                shard.segment,
+                offset,
+                length,
+                self._sequence,
+                entry.expires_at_us,
+                entry.version,
+                entry.access_count,
+                entry.last_accessed_us,
+                entry.evicted_from_l1,
+            )
+            with self._lock:
+                shard.put(key, slot)
+                self._policy.record_put(key, entry.access_count)
+                self._size += not existed
+        elif existed or write.for_backlog:
+            self._append(shard, body, dirty)
+            self._forget(shard, key)
+        if write.for_backlog:
+            self._mark(key, write.version)
+        return Applied(existed, tuple(evicted))
+
+    def _mark(self, key: str, version: int) -> None:
+        with self._lock:
+            self._backlog[key] = max(version, self._backlog.get(key, 0))
+
+    def _make_room(self, wanted: int, dirty: set[Shard]) -> list[str]:
+        if self.config.max_entries is None:
+            return []
+        surplus = self._size + wanted - self.config.max_entries
+        if surplus <= 0:
+            return []
+        with self._lock:
+            victims = _first(self._policy.victims(), surplus, self._backlog)
+        for key in victims:
+            shard = self._shard(key)
+            self._append(shard, {"op": "delete", "key": key}, dirty)
+            self._forget(shard, key)
+        return victims
+
+    def _touch_one(self, access: Access, dirty: set[Shard]) -> bool:
+        shard = self._shard(access.key)
+        slot = shard.index.get(access.key)
+        if slot is None or slot.version != access.version:
+            return False
+        self._append(
+            shard,
+            {
+                "op": "touch",
+                "key": access.key,
+                "version": access.version,
+                "access_count": access.access_count,
+                "last_accessed": access.last_accessed_us,
+                "evicted_from_l1": access.evicted_from_l1,
+            },
+            dirty,
+        )
+        with self._lock:
+            touch_slot(
+                slot, self._sequence, access.access_count, access.last_accessed_us, access.evicted_from_l1
+            )
+            self._policy.record_access(access.key, access.access_count)
+        return True
+
+    def _forget(self, shard: Shard, key: str) -> None:
+        with self._lock:
+            self._size -= shard.forget(key)
+            self._policy.remove(key)
+
+    def _empty(self, shard: Shard, lines: bytes) -> None:
+        content = header(shard.number, SHARDS) + lines
+        replace_file(shard.path, content, sync=self._sync)
+        fresh = Shard(shard.path, shard.number)
+        fresh.end = len(content)
+        with self._lock:
+            self._shards[shard.number] = fresh
+
+    # -- loading and compacting
+
+    def _load(self, shards: list[Shard]) -> int:
+        """Read every shard and publish the result; how many damaged lines there were.
+
+        Under the commit lock.
+        """
+        damaged = 0
+        sequence = cleared_at = 0
+        backlog: dict[str, int] = {}
+        for shard in shards:
+            for offset, line, record in shard.load():
+                try:
+                    if record is None:
+                        raise ValueError("the line is damaged")
+                    cleared_at = max(cleared_at, record["seq"]) if record["op"] == "clear" else cleared_at
+                    sequence = max(sequence, record["seq"])
+                    replay(shard, offset, len(line) + 1, record, backlog)
+                except (ValueError, KeyError, TypeError):
+                    damaged += 1
+                    shard.needs_compaction = True
+                    self._directory.set_aside(
+                        shard.path.name, offset, line, "the line is damaged", self._clock()
+                    )
+        policy = make_policy(self.config.eviction_policy)
+        for shard in shards:
+            for key in [key for key, slot in shard.index.items() if slot.sequence < cleared_at]:
+                shard.forget(key)
+        ordered = sorted(
+            (item for shard in shards for item in shard.index.items()), key=lambda item: item[1].sequence
+        )
+        for key, slot in ordered:
+            policy.record_put(key, slot.access_count)
+        with self._lock:
+            self._shards, self._policy, self._backlog = shards, policy, backlog
+            self._size, self._sequence = len(ordered), sequence
+            self._doubtful = bool(ordered)
+        return damaged
+
+    def _compact(self, shard: Shard) -> None:
+        with self._commits.lock:
+            if not self._shards or self._shards[shard.number] is not shard:
+                return
+            with self._lock:
+                slots = dict(shard.index)
+                marks = {key: version for key, version in self._backlog.items() if self._shard(key) is shard}
+            compaction = Compaction(shard, slots, header(shard.number, SHARDS) + self._backlog_line(marks))
+        for key in compaction.copy(rewrite):
+            slot = slots[key]
+            self._set_entry_aside(
+                key, slot, slot.segment.read(slot.offset, slot.length), "the line is damaged"
+            )
+        with self._commits.lock:
+            if self._shards and self._shards[shard.number] is shard and compaction.finish(sync=self._sync):
+                with self._lock:
+                    compaction.switch_index()
+
+    def _backlog_line(self, marks: Mapping[str, int]) -> bytes:
+        if not marks:
+            return b""
+        return finish_line(encode_body({"op": "backlog", "keys": dict(marks)}), self._sequence)
+
+    # -- lines and entries
+
+    def _shard(self, key: str) -> Shard:
+        return self._shards[zlib.crc32(key.encode()) % SHARDS]
+
+    def _set_entry_aside(self, key: str, slot: Slot, line: bytes, reason: str) -> None:
+        def change(dirty: set[Shard]) -> bool:
+            shard = self._shard(key)
+            held = shard.index.get(key)
+            if held is None or held.sequence != slot.sequence:
+                return False
+            self._directory.set_aside(shard.path.name, slot.offset, line, reason, self._clock())
+            self._append(shard, {"op": "delete", "key": key}, dirty)
+            self._forget(shard, key)
+            return True
+
+        if self._commits.submit(change):
+            self._on_corruption(self.tier_type, reason)
+
+
+def _first(keys: Iterator[str], count: int, last: Container[str]) -> list[str]:
+    """The first `count` keys, those in `last` only when there are no others."""
+    chosen: list[str] = []
+    reserve: list[str] = []
+    for key in keys:
+        if key not in last:
+            chosen.append(key)
+            if len(chosen) == count:
+                return chosen
+        elif len(reserve) < count:
+            reserve.append(key)
+    return (chosen + reserve)[:count]

@@ -1,0 +1,78 @@
+"""The directory of the JSONL tier: where its files are, what it is, and what was set aside."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+from proxystash_server.cache.errors import StoreFormatError
+from proxystash_server.cache.tiers.jsonl_shard import FORMAT, FORMAT_VERSION, replace_file
+
+SHARDS = 8
+_META = "meta.json"
+_SET_ASIDE = "set-aside.jsonl"
+
+
+class JsonlDirectory:
+    """Paths and small files of one store; the shards' contents are not its business."""
+
+    def __init__(self, path: Path, *, sync: bool) -> None:
+        self._path = path
+        self._sync = sync
+
+    def create(self) -> None:
+        """Make the directory if need be."""
+        self._path.mkdir(parents=True, exist_ok=True)
+
+    def shard_path(self, number: int) -> Path:
+        """Where a shard is."""
+        return self._path / f"shard-{number}.jsonl"
+
+    def create_meta(self, key_check: str) -> dict[str, Any]:
+        """Give a new store its name, write that down, and return it."""
+        meta = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "store_id": uuid.uuid4().hex,
+            "partner_id": "",
+            "key_check": key_check,
+        }
+        self.write_meta(meta)
+        return meta
+
+    def read_meta(self) -> dict[str, Any] | None:
+        """What the store says it is, None if there is none; raises StoreFormatError."""
+        path = self._path / _META
+        try:
+            meta: dict[str, Any] = json.loads(path.read_bytes())
+            version, _ = meta["version"], meta["key_check"]
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError):
+            raise StoreFormatError(f"{path} is damaged; restore it, or move {self._path} away") from None
+        if meta.get("format") != FORMAT or version > FORMAT_VERSION:
+            raise StoreFormatError(
+                f"{path} has format {meta.get('format')} {version}; this release reads {FORMAT} up to "
+                f"{FORMAT_VERSION}. Use a newer release, or move {self._path} away"
+            )
+        return meta
+
+    def write_meta(self, meta: dict[str, Any]) -> None:
+        """Replace what the store says it is."""
+        replace_file(self._path / _META, json.dumps(meta, indent=1).encode() + b"\n", sync=self._sync)
+
+    def set_aside(self, file: str, offset: int, line: bytes, reason: str, now_us: int) -> None:
+        """Keep a damaged line for the operator."""
+        report = {
+            "set_aside_at": now_us,
+            "reason": reason,
+            "file": file,
+            "offset": offset,
+            "line": line.decode("utf-8", "backslashreplace"),
+        }
+        path = self._path / _SET_ASIDE
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as output:
+            output.write(json.dumps(report).encode() + b"\n")

@@ -1,0 +1,151 @@
+"""The records of the JSONL tier: entries to lines and back, and what each line does to the index."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from proxystash_server.cache.credentials import CredentialEncryptor
+from proxystash_server.cache.entry import CacheEntry, restore_entry
+from proxystash_server.cache.errors import StoreFormatError
+from proxystash_server.cache.tiers.base import Write
+from proxystash_server.cache.tiers.jsonl_directory import SHARDS
+from proxystash_server.cache.tiers.jsonl_shard import (
+    FORMAT,
+    FORMAT_VERSION,
+    Shard,
+    Slot,
+    decode_line,
+    encode_body,
+    finish_line,
+)
+from proxystash_server.cache.tiers.record import monitoring_from_plain, monitoring_to_plain, sealed_of
+
+
+def write_body(write: Write, encryptor: CredentialEncryptor) -> bytes:
+    """A change as the beginning of a line."""
+    entry = write.entry
+    record: dict[str, Any] = {"op": "delete", "key": write.key, "version": write.version}
+    if entry is not None:
+        sealed = sealed_of(entry, encryptor)
+        record = {
+            "op": "put",
+            "key": write.key,
+            "proxy_url": entry.proxy_url,
+            "sealed": None if sealed is None else sealed.decode(),
+            "source": entry.source,
+            "fetch_time": entry.fetch_time_us,
+            "expires_at": entry.expires_at_us,
+            "health_status": entry.health_status.value,
+            "failure_count": entry.failure_count,
+            "health_monitoring": monitoring_to_plain(entry.health_monitoring),
+            "labels": dict(entry.labels),
+            "version": entry.version,
+            "access_count": entry.access_count,
+            "last_accessed": entry.last_accessed_us,
+            "evicted_from_l1": entry.evicted_from_l1,
+        }
+    if write.for_backlog:
+        record["backlog"] = True
+    return encode_body(record)
+
+
+def read_entry(key: str, line: bytes, slot: Slot, encryptor: CredentialEncryptor) -> CacheEntry:
+    """The entry of a line and its slot; raises ValueError if the line is damaged or another key's."""
+    record = decode_line(line[:-1])
+    if record is None or record["key"] != key:
+        raise ValueError("the line is damaged")
+    sealed = None if record["sealed"] is None else record["sealed"].encode()
+    username, password = encryptor.open(sealed)
+    return restore_entry(
+        key,
+        record["proxy_url"],
+        username,
+        password,
+        record["source"],
+        record["fetch_time"],
+        record["expires_at"],
+        slot.last_accessed_us,
+        slot.access_count,
+        record["health_status"],
+        record["failure_count"],
+        slot.evicted_from_l1,
+        monitoring_from_plain(record["health_monitoring"]),
+        record["labels"],
+        sealed,
+        record["version"],
+    )
+
+
+def replay(shard: Shard, offset: int, length: int, record: dict[str, Any], backlog: dict[str, int]) -> None:
+    """Do to the index of a shard that is being loaded what a line says."""
+    operation = record["op"]
+    if operation == "put":
+        slot = Slot(
+            shard.segment,
+            offset,
+            length,
+            record["seq"],
+            record["expires_at"],
+            record["version"],
+            record["access_count"],
+            record["last_accessed"],
+            record["evicted_from_l1"],
+        )
+        shard.put(record["key"], slot)
+    elif operation == "delete":
+        shard.forget(record["key"])
+    elif operation == "touch":
+        held = shard.index.get(record["key"])
+        if held is not None and held.version == record["version"]:
+            touch_slot(
+                held,
+                record["seq"],
+                record["access_count"],
+                record["last_accessed"],
+                record["evicted_from_l1"],
+            )
+    elif operation == "backlog":
+        for key, version in record["keys"].items():
+            backlog[key] = max(version, backlog.get(key, 0))
+    elif operation == "settle":
+        for key in record["keys"]:
+            backlog.pop(key, None)
+    elif operation == "header" and (
+        record["format"] != FORMAT or record["version"] > FORMAT_VERSION or record["shards"] != SHARDS
+    ):
+        raise StoreFormatError(
+            f"{shard.path} has a format that this release cannot read; use a newer release"
+        )
+    if record.get("backlog"):
+        backlog[record["key"]] = record["version"]
+
+
+def touch_slot(
+    slot: Slot, sequence: int, access_count: int, last_accessed_us: int, evicted_from_l1: bool
+) -> None:
+    """Note in the index how an entry was used."""
+    slot.sequence = sequence
+    slot.access_count = access_count
+    slot.last_accessed_us = last_accessed_us
+    slot.evicted_from_l1 = evicted_from_l1
+    slot.touched = True
+
+
+def rewrite(line: bytes, slot: Slot) -> bytes | None:
+    """The line of an entry as a compaction writes it: unchanged, unless the entry was used since.
+
+    None if damaged.
+    """
+    record = decode_line(line[:-1])
+    if record is None:
+        return None
+    if not slot.touched and "backlog" not in record:
+        return line
+    del record["seq"], record["crc"]
+    record.update(
+        access_count=slot.access_count,
+        last_accessed=slot.last_accessed_us,
+        evicted_from_l1=slot.evicted_from_l1,
+    )
+    record.pop("backlog", None)
+    return finish_line(encode_body(record), slot.sequence)

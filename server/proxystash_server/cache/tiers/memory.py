@@ -1,0 +1,129 @@
+"""L1: entries in memory, in the order of the eviction policy."""
+
+from __future__ import annotations
+
+import heapq
+import threading
+
+from proxystash_server.cache.access_log import AccessLog
+from proxystash_server.cache.config import CacheTierConfig, CacheTierType
+from proxystash_server.cache.entry import CacheEntry, Clock, accessed, wall_clock, with_access
+from proxystash_server.cache.eviction import make_policy
+from proxystash_server.cache.tiers.base import CacheTier, EntryFilter
+
+
+class MemoryCacheTier(CacheTier):
+    """A dictionary and a policy under one lock, held for memory operations only.
+
+    Uses and capacity evictions are written to the access log under the same lock, so that a reader who no
+    longer finds an entry here finds its counts there.
+    """
+
+    backend = "memory"
+
+    def __init__(
+        self,
+        config: CacheTierConfig,
+        tier_type: CacheTierType = CacheTierType.L1,
+        access_log: AccessLog | None = None,
+        clock: Clock = wall_clock,
+    ) -> None:
+        super().__init__(config, tier_type, clock)
+        self._access_log = AccessLog() if access_log is None else access_log
+        self._lock = threading.Lock()
+        self._entries: dict[str, CacheEntry] = {}
+        self._policy = make_policy(config.eviction_policy)
+
+    def hit(self, key: str, now_us: int) -> CacheEntry | None:
+        """The live entry after one more use, or None if it is absent or expired."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None or entry.expires_at_us <= now_us:
+                return None
+            entry = self._entries[key] = accessed(entry, now_us)
+            self._policy.record_access(key, entry.access_count)
+            self._access_log.record_use(entry)
+            return entry
+
+    def get(self, key: str) -> CacheEntry | None:
+        return self._entries.get(key)
+
+    def put(self, key: str, entry: CacheEntry) -> bool:
+        self.store(key, entry)
+        return True
+
+    def store(self, key: str, entry: CacheEntry) -> list[str]:
+        """Put, and return the keys that had to make room."""
+        evicted: list[str] = []
+        with self._lock:
+            if key not in self._entries:
+                self._make_room(evicted)
+            self._entries[key] = entry
+            self._policy.record_put(key, entry.access_count)
+        return evicted
+
+    def update(self, key: str, entry: CacheEntry) -> CacheEntry | None:
+        """Replace a held entry by a changed version of itself, keeping the uses it had meanwhile.
+
+        Returns what is held now, or None if the key was not held, which changes nothing.
+        """
+        with self._lock:
+            held = self._entries.get(key)
+            if held is None:
+                return None
+            if held.access_count > entry.access_count:
+                entry = with_access(entry, held.access_count, held.last_accessed_us, held.evicted_from_l1)
+                self._access_log.record_use(entry)
+            self._entries[key] = entry
+            return entry
+
+    def delete(self, key: str) -> bool:
+        with self._lock:
+            self._policy.remove(key)
+            return self._entries.pop(key, None) is not None
+
+    def clear(self) -> int:
+        with self._lock:
+            count = len(self._entries)
+            self._entries.clear()
+            self._policy.clear()
+            return count
+
+    def size(self) -> int:
+        return len(self._entries)
+
+    def keys(self) -> list[str]:
+        with self._lock:
+            return list(self._entries)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._entries
+
+    def expired_keys(self, now_us: int, limit: int) -> list[str]:
+        with self._lock:
+            entries = list(self._entries.values())
+        return [entry.key for entry in entries if entry.expires_at_us <= now_us][:limit]
+
+    def page(self, after: str, limit: int, entry_filter: EntryFilter, now_us: int) -> list[CacheEntry]:
+        with self._lock:
+            entries = list(self._entries.values())
+        return heapq.nsmallest(
+            limit,
+            (
+                entry
+                for entry in entries
+                if entry.key > after and entry.expires_at_us > now_us and entry_filter.matches(entry)
+            ),
+            key=lambda entry: entry.key,
+        )
+
+    def _make_room(self, evicted: list[str]) -> None:
+        if self.config.max_entries is None or len(self._entries) < self.config.max_entries:
+            return
+        victim = next(self._policy.victims())
+        self._policy.remove(victim)
+        entry = self._entries.pop(victim)
+        self._access_log.record_demotion(
+            with_access(entry, entry.access_count, entry.last_accessed_us, evicted_from_l1=True)
+        )
+        evicted.append(victim)

@@ -1,0 +1,163 @@
+"""Moving entries between the cache and files."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypedDict
+
+from pydantic import SecretStr
+
+from proxystash import models
+from proxystash.files import ProxyFileError, Rejected, entry_to_json, read_proxy_file
+from proxystash_server.cache.entry import CacheEntry, to_microseconds
+from proxystash_server.cache.errors import InvalidEntryError
+from proxystash_server.cache.tiers.base import EntryFilter
+
+if TYPE_CHECKING:
+    from proxystash_server.cache.manager import CacheManager
+
+logger = logging.getLogger(__name__)
+
+_BATCH: Final = 500
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+
+class RejectedRecord(TypedDict):
+    """A record of a file that was not loaded: where it stands and why."""
+
+    where: str
+    reason: str
+    kind: str
+
+
+class WarmResult(TypedDict):
+    """What became of a file's records. `rejected` says why for each that was skipped or failed."""
+
+    loaded: int
+    skipped: int
+    failed: int
+    rejected: list[RejectedRecord]
+
+
+class ExportResult(TypedDict):
+    """How many entries were written."""
+
+    exported: int
+    failed: int
+
+
+def warm_from_file(manager: CacheManager, file_path: str, ttl_override: int | None) -> WarmResult:
+    """Put every usable record of a proxy file into the cache, in batches.
+
+    `ttl_override` is in seconds and counts from now. A file that cannot be read as a whole is one failure.
+    """
+    result = WarmResult(loaded=0, skipped=0, failed=0, rejected=[])
+
+    def reject(rejected: Rejected) -> None:
+        result[rejected.kind] += 1
+        result["rejected"].append(
+            RejectedRecord(where=rejected.where, reason=rejected.reason, kind=rejected.kind)
+        )
+
+    batch: list[CacheEntry] = []
+
+    def store() -> None:
+        for entry, stored_in in zip(batch, manager.put_many(batch), strict=True):
+            if stored_in:
+                result["loaded"] += 1
+            else:
+                reject(Rejected(f"key {entry.key}", "no tier could store it", "failed"))
+        batch.clear()
+
+    try:
+        for number, record in enumerate(read_proxy_file(file_path), start=1):
+            if isinstance(record, Rejected):
+                reject(record)
+                continue
+            if ttl_override is not None:
+                record = replace(record, ttl=timedelta(seconds=ttl_override), fetch_time=None)
+            try:
+                batch.append(_from_record(manager, record))
+            except InvalidEntryError as error:
+                reject(Rejected(f"record {number}", f"{error.field}: {error}", "skipped"))
+            if len(batch) == _BATCH:
+                store()
+    except ProxyFileError as error:
+        reject(Rejected(str(file_path), str(error), "failed"))
+    store()
+    logger.info(
+        "cache warmed",
+        extra={"loaded": result["loaded"], "skipped": result["skipped"], "failed": result["failed"]},
+    )
+    return result
+
+
+def export_to_file(manager: CacheManager, filepath: str, *, include_credentials: bool) -> ExportResult:
+    """Write every live entry to a JSON Lines file that only its owner may read, in place when it is complete.
+
+    Raises OSError if the file cannot be written; then an earlier file of that name is still there.
+    """
+    path = Path(filepath)
+    temporary = path.with_name(path.name + ".partial")
+    exported = 0
+    try:
+        with os.fdopen(
+            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8"
+        ) as file:
+            after = ""
+            while page := manager.list_entries(after, _BATCH, EntryFilter()):
+                for entry in page:
+                    file.write(
+                        entry_to_json(_to_record(entry), include_credentials=include_credentials) + "\n"
+                    )
+                exported += len(page)
+                after = page[-1].key
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return ExportResult(exported=exported, failed=0)
+
+
+def _from_record(manager: CacheManager, record: models.CacheEntry) -> CacheEntry:
+    return manager.new_entry(
+        record.proxy_url,
+        key=record.key,
+        username=record.username,
+        password=record.password,
+        source=record.source,
+        fetch_time_us=None if record.fetch_time is None else to_microseconds(record.fetch_time),
+        ttl_us=None if record.ttl is None else record.ttl // _MICROSECOND,
+        health_status=record.health_status,
+        failure_count=record.failure_count,
+        health_monitoring=record.health_monitoring,
+        labels=record.labels,
+    )
+
+
+def _to_record(entry: CacheEntry) -> models.CacheEntry:
+    return models.CacheEntry(
+        proxy_url=entry.proxy_url,
+        key=entry.key,
+        username=_plain(entry.username),
+        password=_plain(entry.password),
+        source=entry.source,
+        fetch_time=entry.fetch_time,
+        ttl=timedelta(microseconds=entry.ttl_us),
+        expires_at=entry.expires_at,
+        last_accessed=entry.last_accessed,
+        access_count=entry.access_count,
+        health_status=entry.health_status,
+        failure_count=entry.failure_count,
+        evicted_from_l1=entry.evicted_from_l1,
+        health_monitoring=entry.health_monitoring,
+        labels=dict(entry.labels),
+    )
+
+
+def _plain(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
