@@ -2,8 +2,9 @@
 
 L3 is the authority. At every moment, and so after a crash at any moment, L2 holds for a key what L3 holds,
 or nothing: before a key changes in L3, L2 forgets it; afterwards L2 gets the new entry. When one of the two
-cannot take a change, the key joins that tier's *backlog*, kept durably by the other in the same commit as the change.
-A tier is never read for a key in its backlog, and the backlog is worked off from what the others hold.
+cannot take a change, the key joins that tier's *backlog*, kept durably by the other in the same commit as
+the change. A tier is never read for a key in its backlog, and the backlog is worked off from what the others
+hold.
 
 Changes are numbered, and the numbers grow, also across restarts. So a mark in a backlog that outlived its
 cause is recognized: the tier has a later version by now, or the other tier's backlog has a later mark.
@@ -238,7 +239,7 @@ class DiskTiers:
             return False
 
     def _compare_marks(self, level: DiskLevel) -> None:
-        """Take over the marks for the other tier that `level` had on disk, where `level` missed nothing later."""
+        """Take over the marks for the other tier that `level` had on disk, where it missed nothing later."""
         other = self._other(level)
         marks = level.tier.backlog()
         here = level.missed()
@@ -280,7 +281,7 @@ class DiskTiers:
         ahead = set(self.l3.missed())
         if EVERYTHING in ahead:
             return
-        here = l2.versions([key for key in l2.keys() if key not in ahead])  # noqa: SIM118 -- a tier is no dict
+        here = l2.versions([key for key in l2.keys() if key not in ahead])  # noqa: SIM118 -- no dict
         there = l3.versions(list(here))
         stale = [key for key, version in here.items() if version != there.get(key)]
         if stale:
