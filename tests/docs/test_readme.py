@@ -40,7 +40,9 @@ def _run(command: list[str], server: ServerProcess | None, folder: Path, path: P
     if server is not None:
         environment["PROXYSTASH_TARGET"] = server.target
         command = [word.replace(_ADDRESS, server.target) for word in command]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from typing import NamedTuple
 
-from proxystash_server.cache.entry import CacheEntry, with_access
+from proxystash_server.cache.entry import CacheEntry
 
 
 class Access(NamedTuple):
@@ -19,11 +19,11 @@ class Access(NamedTuple):
     evicted_from_l1: bool
 
 
-def combine(entry: CacheEntry, access: Access | None) -> CacheEntry:
-    """`entry`, read from disk, with what the log said about it."""
-    if access is None or access.version != entry.version or access.access_count < entry.access_count:
+def combine(entry: CacheEntry, used: CacheEntry | None) -> CacheEntry:
+    """The later of two states of an entry: as read from disk, and as the log had it."""
+    if used is None or used.version != entry.version or used.access_count < entry.access_count:
         return entry
-    return with_access(entry, access.access_count, access.last_accessed_us, access.evicted_from_l1)
+    return used
 
 
 class AccessLog:
@@ -37,8 +37,8 @@ class AccessLog:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._waiting: OrderedDict[str, Access] = OrderedDict()
-        self._flushing: dict[str, Access] = {}
+        self._waiting: OrderedDict[str, CacheEntry] = OrderedDict()
+        self._flushing: dict[str, CacheEntry] = {}
         self._flushes = 0
         self._has_uses = False
 
@@ -67,7 +67,7 @@ class AccessLog:
         """How many flushes have ended: unchanged around a read, nothing left the log during it."""
         return self._flushes
 
-    def peek(self, key: str) -> Access | None:
+    def peek(self, key: str) -> CacheEntry | None:
         """What has happened to `key` since the last flush."""
         with self._lock:
             return self._waiting.get(key) or self._flushing.get(key)
@@ -88,26 +88,30 @@ class AccessLog:
         """The oldest `limit` accesses, to be written; one flush at a time (the caller's lock)."""
         with self._lock:
             while self._waiting and len(self._flushing) < limit:
-                key, access = self._waiting.popitem(last=False)
-                self._flushing[key] = access
+                key, entry = self._waiting.popitem(last=False)
+                self._flushing[key] = entry
             self._has_uses = self._has_uses and bool(self._waiting)
-            return list(self._flushing.values())
+            entries = list(self._flushing.values())
+        return [
+            Access(
+                entry.key, entry.version, entry.access_count, entry.last_accessed_us, entry.evicted_from_l1
+            )
+            for entry in entries
+        ]
 
     def end_flush(self, *, written: bool) -> None:
         """Forget the batch, or put back what could not be written and was not used again meanwhile."""
         with self._lock:
             if not written:
-                for key, access in reversed(self._flushing.items()):
+                for key, entry in reversed(self._flushing.items()):
                     if key not in self._waiting:
-                        self._waiting[key] = access
+                        self._waiting[key] = entry
                         self._waiting.move_to_end(key, last=False)
             self._flushing.clear()
             self._flushes += 1
 
     def _record(self, entry: CacheEntry) -> None:
-        access = Access(
-            entry.key, entry.version, entry.access_count, entry.last_accessed_us, entry.evicted_from_l1
-        )
+        key = entry.key
         with self._lock:
-            self._waiting[entry.key] = access
-            self._waiting.move_to_end(entry.key)
+            self._waiting[key] = entry
+            self._waiting.move_to_end(key)

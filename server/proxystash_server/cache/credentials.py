@@ -37,7 +37,7 @@ class CredentialEncryptor:
                 which = "encryption key" if place == 0 else f"previous encryption key number {place}"
                 raise EncryptionKeyError(
                     f"the {which} is malformed: it must be 32 bytes in URL-safe base64. Make one with: "
-                    'python -c "from cryptography import fernet as f; print(f.Fernet.generate_key().decode())"'
+                    'python -c "from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())"'
                 ) from None
         self._cipher = MultiFernet(fernets)
 

@@ -14,27 +14,20 @@ from __future__ import annotations
 
 import heapq
 import logging
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import Literal, ParamSpec, TypeVar
 
 from proxystash.models import TierState
 from proxystash_server.cache.access_log import Access
-from proxystash_server.cache.breaker import CircuitBreaker
 from proxystash_server.cache.config import CacheTierType
 from proxystash_server.cache.entry import CacheEntry
 from proxystash_server.cache.errors import StoreError, TierError
 from proxystash_server.cache.keylocks import KeyLocks
-from proxystash_server.cache.statistics import StatisticsRecorder
-from proxystash_server.cache.tiers.base import EVERYTHING, CacheTier, DurableTier, EntryFilter, Write
+from proxystash_server.cache.level import DiskLevel
+from proxystash_server.cache.tiers.base import EVERYTHING, CacheTier, EntryFilter, Write
 
 logger = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
-Arguments = ParamSpec("Arguments")
 Change = tuple[str, CacheEntry | None]
 
 _REPLAY_BATCH = 100
@@ -55,95 +48,6 @@ class WriteOutcome:
     evicted: dict[CacheTierType, list[str]] = field(default_factory=dict)
 
 
-class DiskLevel:
-    """One disk tier with its breaker and its backlog (the keys it has missed). Thread-safe."""
-
-    def __init__(self, tier: DurableTier, breaker: CircuitBreaker, statistics: StatisticsRecorder) -> None:
-        self.tier = tier
-        self.breaker = breaker
-        self.name = tier.tier_type
-        self._statistics = statistics
-        self._lock = threading.Lock()
-        self._missed: dict[str, int] = {}
-
-    @property
-    def enabled(self) -> bool:
-        """Whether the configuration wants this tier."""
-        return self.tier.enabled
-
-    @property
-    def works(self) -> bool:
-        """Whether the tier takes part in reads and writes now."""
-        return self.enabled and not self.breaker.is_open and EVERYTHING not in self._missed
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the tier works and has missed nothing."""
-        return self.works and not self._missed
-
-    def serves(self, key: str) -> bool:
-        """Whether the tier may be read for `key`."""
-        return self.works and key not in self._missed
-
-    def missed(self) -> dict[str, int]:
-        """The backlog: keys and the versions of the changes that were missed."""
-        with self._lock:
-            return dict(self._missed)
-
-    def some_missed(self, limit: int) -> list[str]:
-        """At most `limit` keys of the backlog."""
-        with self._lock:
-            return list(islice(self._missed, limit))
-
-    def add_missed(self, marks: Mapping[str, int]) -> None:
-        """The tier has missed these changes."""
-        with self._lock:
-            for key, version in marks.items():
-                self._missed[key] = max(version, self._missed.get(key, 0))
-
-    def drop_missed(self, keys: Iterable[str]) -> list[str]:
-        """The tier has caught up on `keys`; those of them that were in its backlog."""
-        if not self._missed:
-            return []
-        with self._lock:
-            return [key for key in keys if self._missed.pop(key, None) is not None]
-
-    def describe(self, error: TierError | None = None) -> dict[str, str]:
-        """Fields for a line of the log."""
-        fields = {"tier": str(self.name), "backend": self.tier.backend}
-        return fields if error is None else {**fields, "error": str(error)}
-
-    def attempt(
-        self,
-        kind: Literal["read", "write"],
-        default: Result,
-        operation: Callable[Arguments, Result],
-        *args: Arguments.args,
-        **kwargs: Arguments.kwargs,
-    ) -> tuple[bool, Result]:
-        """Run an operation of the tier: whether it worked, and its result or the default.
-
-        Counts and times it.
-        """
-        started = time.perf_counter_ns()
-        try:
-            result = operation(*args, **kwargs)
-        except TierError as error:
-            self._statistics.record_error(self.name)
-            if self.breaker.record_failure():
-                logger.warning("tier degraded", extra=self.describe(error))
-            return False, default
-        self.breaker.record_success()
-        self._statistics.latency(self.name, kind).record(time.perf_counter_ns() - started)
-        return True, result
-
-    def write(
-        self, operation: Callable[Arguments, object], *args: Arguments.args, **kwargs: Arguments.kwargs
-    ) -> bool:
-        """Attempt a write whose result is of no interest; whether it worked."""
-        return self.attempt("write", None, operation, *args, **kwargs)[0]
-
-
 class DiskTiers:
     """L2 and L3 as one store for the manager. Thread-safe.
 
@@ -155,13 +59,13 @@ class DiskTiers:
         l2: DiskLevel,
         l3: DiskLevel,
         locks: KeyLocks,
-        in_memory: Callable[[str], CacheEntry | None],
+        memory: CacheTier,
         versions: Iterator[int],
     ) -> None:
         self.l2 = l2
         self.l3 = l3
         self._locks = locks
-        self._in_memory = in_memory
+        self._memory = memory
         self._versions = versions
 
     @property
@@ -173,6 +77,11 @@ class DiskTiers:
     def authority(self) -> DiskLevel | None:
         """The slowest tier that is switched on: what it evicts is gone from the cache."""
         return next((level for level in (self.l3, self.l2) if level.enabled), None)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a write now would wait for another one."""
+        return any(level.works and level.tier.busy for level in self.levels)
 
     # -- opening and recovery
 
@@ -295,18 +204,20 @@ class DiskTiers:
                 return False
             self._settle(level, [EVERYTHING])
         beyond_reach: set[str] = set()
-        while keys := [key for key in level.missed() if key not in beyond_reach][:_REPLAY_BATCH]:
-            with self._locks.hold_many(keys):
-                caught_up = self._replay_keys(level, keys)
-            if caught_up is None:
-                return False
-            beyond_reach.update(key for key in keys if key not in caught_up)
+        while waiting := [key for key in level.missed() if key not in beyond_reach]:
+            for start in range(0, len(waiting), _REPLAY_BATCH):
+                keys = waiting[start : start + _REPLAY_BATCH]
+                with self._locks.hold_many(keys):
+                    caught_up = self._replay_keys(level, keys)
+                if caught_up is None:
+                    return False
+                beyond_reach.update(key for key in keys if key not in caught_up)
         return True
 
-    def _replay_keys(self, level: DiskLevel, keys: Sequence[str]) -> list[str] | None:
+    def _replay_keys(self, level: DiskLevel, keys: Sequence[str]) -> set[str] | None:
         """Bring some keys up to date; those that are now, or None if the tier failed. The keys are locked."""
         other = self._other(level)
-        missed = level.missed()
+        missed = level.missed_of(keys)
         read, here = level.attempt("read", {}, level.tier.versions, keys)
         if not read:
             return None
@@ -317,19 +228,19 @@ class DiskTiers:
                 # The mark outlived its cause: this tier went on, and perhaps the other one did not.
                 overtaken.append(key)
                 continue
-            entry = self._in_memory(key)
+            entry = self._memory.get(key)
             if entry is None and other.serves(key):
                 read, entry = other.attempt("read", None, other.tier.get, key)
                 if not read:
                     continue
-            elif entry is None and other.enabled and key not in other.missed():
+            elif entry is None and other.enabled and not other.has_missed(key):
                 continue
             writes.append(Write(key, entry, missed.get(key, 0)))
         if writes and not level.write(level.tier.apply, writes):
             return None
         if level is self.l3:
             self._forget_outdated(overtaken, here)
-        caught_up = [*overtaken, *(write.key for write in writes)]
+        caught_up = {*overtaken, *(write.key for write in writes)}
         self._settle(level, caught_up)
         return caught_up
 
@@ -340,7 +251,7 @@ class DiskTiers:
             if outdated and not self.l2.write(self.l2.tier.apply, outdated):
                 self._note_missed(self.l2, {write.key: in_l3[write.key] for write in outdated})
 
-    def _settle(self, level: DiskLevel, keys: Sequence[str]) -> None:
+    def _settle(self, level: DiskLevel, keys: Iterable[str]) -> None:
         settled = level.drop_missed(keys)
         other = self._other(level)
         if settled and other.enabled and not other.breaker.is_open:
@@ -385,8 +296,9 @@ class DiskTiers:
         """
         outcome = WriteOutcome()
         versions = {key: next(self._versions) if entry is None else entry.version for key, entry in changes}
+        before = {level.name: level.missed_of(versions) for level in self.levels}
         # What L3 has missed only L2 holds, and must not forget before L3 has taken its successor.
-        l3_missed = self.l3.missed()
+        l3_missed = before[self.l3.name]
         l3_took = l2_took = False
         l2_is_told = self.l2.works
         if self.l3.works:
@@ -413,6 +325,9 @@ class DiskTiers:
             l2_took = not writes or self._apply(self.l2, writes, outcome)
             if not l2_took:
                 self._note_missed(self.l2, versions)
+        if not (l2_took or l3_took or self._memory.enabled):
+            # Nobody took it, so nobody may catch up on it: what was there before stays.
+            self._take_back(versions, before)
         if l3_took:
             self._settle(self.l3, list(versions))
         if l2_took:
@@ -464,6 +379,11 @@ class DiskTiers:
         outcome.evicted[level.name] = [key for one in applied for key in one.evicted]
         return True
 
+    def _take_back(self, keys: Iterable[str], before: Mapping[CacheTierType, Mapping[str, int]]) -> None:
+        for level in self.levels:
+            level.drop_missed(keys)
+            level.add_missed({key: before[level.name][key] for key in keys if key in before[level.name]})
+
     def _note_missed(self, level: DiskLevel, marks: Mapping[str, int]) -> None:
         """Put changes on a tier's backlog after the fact, in a commit of their own."""
         level.add_missed(marks)
@@ -473,9 +393,7 @@ class DiskTiers:
 
     # -- the store as a whole
 
-    def page(
-        self, memory: CacheTier, after: str, limit: int, entry_filter: EntryFilter, now_us: int
-    ) -> list[CacheEntry]:
+    def page(self, after: str, limit: int, entry_filter: EntryFilter, now_us: int) -> list[CacheEntry]:
         """Live entries in key order.
 
         Where the authority has missed something, the other tiers fill the gaps.
@@ -487,7 +405,9 @@ class DiskTiers:
             )
             if worked:
                 return entries
-        streams = [_stream(memory, lambda _key: memory.enabled, after, limit, entry_filter, now_us)]
+        streams = [
+            _stream(self._memory, lambda _key: self._memory.enabled, after, limit, entry_filter, now_us)
+        ]
         streams += [
             _stream(level.tier, level.serves, after, limit, entry_filter, now_us)
             for level in self.levels

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
@@ -14,7 +13,6 @@ from proxystash.models import HealthMonitoring, HealthStatus, TierState
 from proxystash.proxies import InvalidProxyUrl, cache_key, parse_proxy_url
 from proxystash_server.cache import transfer
 from proxystash_server.cache.access_log import AccessLog, combine
-from proxystash_server.cache.breaker import CircuitBreaker
 from proxystash_server.cache.config import CacheConfig, CacheTierType
 from proxystash_server.cache.credentials import CredentialEncryptor
 from proxystash_server.cache.disk import DiskTiers, WriteOutcome
@@ -32,6 +30,7 @@ from proxystash_server.cache.keylocks import KeyLocks
 from proxystash_server.cache.limits import SECOND_US, check_ttl
 from proxystash_server.cache.maintenance import Maintenance
 from proxystash_server.cache.setup import make_disk_levels, unlock
+from proxystash_server.cache.stack import TierStack
 from proxystash_server.cache.statistics import (
     CacheStatistics,
     EvictionCause,
@@ -44,8 +43,6 @@ from proxystash_server.cache.tiers.memory import MemoryCacheTier
 from proxystash_server.cache.ttl import TTLManager
 
 logger = logging.getLogger(__name__)
-
-_FLUSH_BATCH = 500
 
 StoredIn = tuple[CacheTierType, ...]
 
@@ -92,26 +89,20 @@ class CacheManager:
         self.config = config
         self._clock = clock
         self._locks = KeyLocks()
-        self._access_log = AccessLog()
-        self._flush_lock = threading.Lock()
         self._closed = False
         # Numbers every change. Starting at the time, the numbers are above those of any earlier run.
         self._versions = itertools.count(time.time_ns())
         recorder = StatisticsRecorder if config.enable_statistics else SilentStatistics
         self._statistics = recorder(clock(), monotonic)
-        self._l1 = MemoryCacheTier(config.l1_config, CacheTierType.L1, self._access_log, clock)
         self.encryptor: CredentialEncryptor = unlock(config)
+        access_log = AccessLog()
+        l1 = MemoryCacheTier(config.l1_config, CacheTierType.L1, access_log, clock)
         l2, l3 = make_disk_levels(
-            config,
-            self.encryptor,
-            clock,
-            lambda: CircuitBreaker(monotonic),
-            self._statistics,
-            self._on_corruption,
+            config, self.encryptor, clock, monotonic, self._statistics, self._on_corruption
         )
-        self._disk = DiskTiers(l2, l3, self._locks, self._l1.get, self._versions)
-        self._disk.open()
-        self._trim()
+        disk = DiskTiers(l2, l3, self._locks, l1, self._versions)
+        self._stack = TierStack(l1, disk, access_log, self._locks, self._statistics, clock)
+        self._stack.open()
         self._maintenance = Maintenance(self) if background else None
         if self._maintenance is not None:
             self._maintenance.start()
@@ -125,17 +116,17 @@ class CacheManager:
     @property
     def l1_tier(self) -> CacheTier:
         """The memory tier."""
-        return self._l1
+        return self._stack.l1
 
     @property
     def l2_tier(self) -> DurableTier:
         """The faster disk tier."""
-        return self._disk.l2.tier
+        return self._stack.disk.l2.tier
 
     @property
     def l3_tier(self) -> DurableTier:
         """The database tier."""
-        return self._disk.l3.tier
+        return self._stack.disk.l3.tier
 
     @property
     def statistics(self) -> CacheStatistics:
@@ -212,7 +203,7 @@ class CacheManager:
         started = time.perf_counter_ns()
         self._check_open()
         now = self._clock()
-        entry = self._l1.hit(key, now) if self._l1.enabled else None
+        entry = self._stack.l1.hit(key, now) if self._stack.l1.enabled else None
         if entry is not None:
             self._statistics.record_l1_hit(started)
             return Lookup(entry, CacheTierType.L1)
@@ -229,11 +220,11 @@ class CacheManager:
         """
         self._check_open()
         while True:
-            flushes = self._access_log.flushes
-            entries = self._disk.page(self._l1, after, limit, entry_filter, self._clock())
-            current = [combine(entry, self._access_log.peek(entry.key)) for entry in entries]
+            flushes = self._stack.access_log.flushes
+            entries = self._stack.disk.page(after, limit, entry_filter, self._clock())
+            current = [combine(entry, self._stack.access_log.peek(entry.key)) for entry in entries]
             # A flush in between may have taken counts out of the log that the page does not have yet.
-            if flushes == self._access_log.flushes:
+            if flushes == self._stack.access_log.flushes:
                 return current
 
     # -- changing
@@ -256,7 +247,7 @@ class CacheManager:
         """Remove an entry from every tier; whether any held it."""
         self._check_open()
         with self._locks.hold(key):
-            held = bool(self._remove([key]))
+            held = bool(self._stack.remove([key]))
         if held:
             self._statistics.record_removals(1)
         return held
@@ -265,10 +256,10 @@ class CacheManager:
         """Remove every entry from every tier; how many distinct ones there were."""
         self._check_open()
         with self._locks.hold_all():
-            count = self._disk.entries(self._l1.size())
-            self._disk.clear()
-            self._l1.clear()
-            self._access_log.clear()
+            count = self._stack.disk.entries(self._stack.l1.size())
+            self._stack.disk.clear()
+            self._stack.l1.clear()
+            self._stack.access_log.clear()
             self._statistics.record_removals(count)
         return count
 
@@ -280,20 +271,23 @@ class CacheManager:
         self._check_open()
         outcome = WriteOutcome()
         with self._locks.hold(key):
-            entry = self._current(key)
-            if entry is None or self._expire_if_due(entry):
+            entry = self._stack.current(key)
+            if entry is not None and self._stack.is_expired(entry):
+                self._stack.remove_expired([key])
+                entry = None
+            if entry is None:
                 return Invalidation(False, False, None, 0)
             failures = entry.failure_count + 1
             evict = self.config.health_check_invalidation and failures >= self.config.failure_threshold
             if evict:
-                self._statistics.record_evictions(EvictionCause.HEALTH, self._remove([key]))
+                self._statistics.record_evictions(EvictionCause.HEALTH, self._stack.remove([key]))
             else:
                 changed = with_health(entry, HealthStatus.UNHEALTHY, failures)
                 changed = stamped(changed, key, next(self._versions), failures, entry.sealed)
-                outcome = self._write([(key, changed)])
-                if self._l1.update(key, changed) is None and not outcome.stored_in:
+                outcome = self._stack.write([(key, changed)])
+                if self._stack.l1.update(key, changed) is None and not outcome.stored_in:
                     raise CacheUnavailableError("no tier could record the failure; try again")
-        self._drop_evicted(outcome)
+        self._stack.drop_evicted(outcome)
         if evict:
             logger.info("entry evicted by health", extra={"key": key, "failure_count": failures})
         return Invalidation(True, evict, HealthStatus.UNHEALTHY, failures)
@@ -301,8 +295,8 @@ class CacheManager:
     def cleanup_expired(self) -> int:
         """Remove every expired entry, a batch at a time; how many distinct ones there were."""
         removed = 0
-        tiers = [level.tier for level in self._disk.levels[::-1] if level.works]
-        for tier in (*tiers, self._l1) if self._l1.enabled else tiers:
+        tiers = [level.tier for level in self._stack.disk.levels[::-1] if level.works]
+        for tier in (*tiers, self._stack.l1) if self._stack.l1.enabled else tiers:
             while keys := tier.expired_keys(self._clock(), EXPIRY_BATCH):
                 expired = self._expire(keys)
                 removed += expired
@@ -314,8 +308,8 @@ class CacheManager:
 
     def get_statistics(self) -> CacheStatistics:
         """A snapshot of the statistics, which costs no scan of any tier."""
-        states = {CacheTierType.L1: TierState.ACTIVE if self._l1.enabled else TierState.DISABLED}
-        states.update(self._disk.states())
+        states = {CacheTierType.L1: TierState.ACTIVE if self._stack.l1.enabled else TierState.DISABLED}
+        states.update(self._stack.disk.states())
         facts = {
             tier.tier_type: TierFacts(
                 backend=tier.backend,
@@ -323,26 +317,18 @@ class CacheManager:
                 entries=tier.size(),
                 max_entries=tier.config.max_entries or 0,
             )
-            for tier in (self._l1, self.l2_tier, self.l3_tier)
+            for tier in (self._stack.l1, self.l2_tier, self.l3_tier)
         }
-        return self._statistics.snapshot(self._clock(), facts, self._disk.entries(self._l1.size()))
+        return self._statistics.snapshot(
+            self._clock(), facts, self._stack.disk.entries(self._stack.l1.size())
+        )
 
     def maintain(self) -> None:
         """One round of background work.
 
-        Flush access counts, probe degraded tiers, work off backlogs, compact.
+        Flush access counts, do what gets have postponed, probe degraded tiers, work off backlogs, compact.
         """
-        self.flush_accesses()
-        self._disk.maintain()
-
-    def flush_accesses(self) -> None:
-        """Bring the access counts that are only in memory to the disk tiers."""
-        with self._flush_lock:
-            while batch := self._access_log.begin_flush(_FLUSH_BATCH):
-                written = self._disk.touch(batch)
-                self._access_log.end_flush(written=written)
-                if not written:
-                    return
+        self._stack.maintain()
 
     def warm_from_file(self, file_path: str, ttl_override: int | None = None) -> transfer.WarmResult:
         """Load proxies from a json, jsonl, csv or plain text file.
@@ -365,8 +351,7 @@ class CacheManager:
         if self._maintenance is not None:
             self._maintenance.stop()
         with self._locks.hold_all():
-            self.flush_accesses()
-            self._disk.close()
+            self._stack.close()
 
     def __enter__(self) -> Self:
         return self
@@ -387,51 +372,36 @@ class CacheManager:
             self._check_open()
             now = self._clock()
             missed: list[CacheTierType] = []
-            if self._l1.enabled:
+            if self._stack.l1.enabled:
                 # Another thread may have promoted it while this one waited for the key.
-                entry = self._l1.hit(key, now)
+                entry = self._stack.l1.hit(key, now)
                 if entry is not None:
                     self._statistics.record_l1_hit(time.perf_counter_ns())
                     return Lookup(entry, CacheTierType.L1)
                 missed.append(CacheTierType.L1)
-            entry = self._l1.get(key)
-            served_by: CacheTierType | None = None
-            if entry is None:
-                # Peeked before the disk is read: a flush in between would hide the counts from both.
-                access = self._access_log.peek(key)
-                entry, served_by, missed_on_disk = self._disk.read(key)
-                missed += missed_on_disk
-                if not missed and entry is None:
-                    raise CacheUnavailableError("no tier is able to answer; try again")
-                entry = entry and combine(entry, access)
-            if entry is None or self._expire_if_due(entry):
+            entry, served_by, missed_below = self._stack.find(key)
+            missed += missed_below
+            if entry is None and not missed:
+                raise CacheUnavailableError("no tier is able to answer; try again")
+            if entry is None or self._stack.is_expired(entry):
+                if entry is not None and not self._stack.postponed(key):
+                    self._stack.remove_expired([key])
                 if served_by is not None:
                     missed.append(served_by)
                 self._statistics.record_lookup(None, missed, 0)
                 return _MISS
             entry = accessed(entry, now)
-            evicted, promotions = self._promote(entry, served_by)
-            self._access_log.record_use(entry)
+            outcome = WriteOutcome()
+            if served_by is CacheTierType.L3 and not self._stack.postponed(key):
+                outcome = self._stack.disk.promote(entry)
+            promotions = len(outcome.stored_in)
+            if self._stack.l1.enabled:
+                self._stack.put_in_l1(entry)
+                promotions += 1
+            self._stack.access_log.record_use(entry)
             self._statistics.record_lookup(served_by, missed, promotions)
-        self._drop_evicted(evicted)
+        self._stack.drop_evicted(outcome)
         return Lookup(entry, served_by)
-
-    def _promote(self, entry: CacheEntry, served_by: CacheTierType | None) -> tuple[WriteOutcome, int]:
-        outcome = self._disk.promote(entry) if served_by is CacheTierType.L3 else WriteOutcome()
-        promotions = len(outcome.stored_in)
-        if self._l1.enabled:
-            self._put_in_l1(entry)
-            promotions += 1
-        return outcome, promotions
-
-    def _current(self, key: str) -> CacheEntry | None:
-        """The entry as it is now, without using it; the caller holds the key's lock."""
-        entry = self._l1.get(key)
-        if entry is not None:
-            return entry
-        access = self._access_log.peek(key)
-        entry, _, _ = self._disk.read(key)
-        return entry and combine(entry, access)
 
     def _store(self, entries: Sequence[tuple[str, CacheEntry]]) -> list[StoredIn]:
         self._check_open()
@@ -443,101 +413,26 @@ class CacheManager:
                 failures = 0
                 if entry.health_status is not HealthStatus.HEALTHY:
                     # Only a success starts the count over; being found again on a list is none.
-                    before = changes.get(key) or self._current(key)
+                    before = changes.get(key) or self._stack.current(key)
                     failures = max(entry.failure_count, self._failures_of(before))
                 changes[key] = stamped(entry, key, next(self._versions), failures, token)
-            outcome = self._write(list(changes.items()))
+            outcome = self._stack.write(list(changes.items()))
             stored_in = outcome.stored_in
-            if self._l1.enabled:
+            if self._stack.l1.enabled:
                 for entry in changes.values():
-                    self._put_in_l1(entry)
+                    self._stack.put_in_l1(entry)
                 stored_in = [CacheTierType.L1, *stored_in]
-        self._drop_evicted(outcome)
+        self._stack.drop_evicted(outcome)
         return [tuple(sorted(stored_in))] * len(entries)
 
     def _failures_of(self, entry: CacheEntry | None) -> int:
-        return 0 if entry is None or entry.expires_at_us <= self._clock() else entry.failure_count
-
-    def _write(self, changes: Sequence[tuple[str, CacheEntry]]) -> WriteOutcome:
-        if self._access_log.has_uses and any(
-            level.works and level.tier.is_full() for level in self._disk.levels
-        ):
-            # Something may have to make room: let the tiers know first what was used last.
-            self.flush_accesses()
-        outcome = self._disk.write(changes)
-        for key, _ in changes:
-            self._access_log.discard(key)
-        return outcome
-
-    def _put_in_l1(self, entry: CacheEntry) -> None:
-        started = time.perf_counter_ns()
-        evicted = len(self._l1.store(entry.key, entry))
-        self._statistics.latency(CacheTierType.L1, "write").record(time.perf_counter_ns() - started)
-        if evicted:
-            demoted = evicted if self._disk.authority is not None else 0
-            self._statistics.record_evictions(
-                EvictionCause.CAPACITY, {CacheTierType.L1: evicted}, demotions=demoted
-            )
-
-    def _remove(self, keys: Sequence[str]) -> dict[CacheTierType, int]:
-        """Take keys out of every tier; how many each tier lost. The caller holds the keys' locks."""
-        outcome = self._disk.write([(key, None) for key in keys])
-        lost = {tier: count for tier, count in outcome.held.items() if count}
-        in_l1 = 0
-        for key in keys:
-            self._access_log.discard(key)
-            in_l1 += self._l1.delete(key)
-        return {CacheTierType.L1: in_l1, **lost} if in_l1 else lost
-
-    def _expire_if_due(self, entry: CacheEntry) -> bool:
-        if entry.expires_at_us > self._clock():
-            return False
-        self._statistics.record_evictions(EvictionCause.TTL, self._remove([entry.key]))
-        return True
+        return 0 if entry is None or self._stack.is_expired(entry) else entry.failure_count
 
     def _expire(self, keys: Iterable[str]) -> int:
         with self._locks.hold_many(keys) as held:
-            now = self._clock()
-            entries = [self._current(key) for key in held]
-            expired = [entry.key for entry in entries if entry is not None and entry.expires_at_us <= now]
-            if expired:
-                lost = self._remove(expired)
-                self._statistics.record_evictions(EvictionCause.TTL, lost)
-                if not lost:
-                    return 0
-        return len(expired)
-
-    def _drop_evicted(self, outcome: WriteOutcome) -> None:
-        """Count what had to make room on disk; what the slowest tier evicted leaves the faster ones too."""
-        authority = self._disk.authority
-        for tier, keys in outcome.evicted.items():
-            if not keys:
-                continue
-            is_last = authority is not None and tier is authority.name
-            self._statistics.record_evictions(
-                EvictionCause.CAPACITY, {tier: len(keys)}, demotions=0 if is_last else len(keys)
-            )
-            if is_last:
-                for key in keys:
-                    self._drop_from_faster_tiers(key)
-
-    def _drop_from_faster_tiers(self, key: str) -> None:
-        authority = self._disk.authority
-        with self._locks.hold(key):
-            if authority is None or not authority.serves(key):
-                return
-            if key not in self._l1 and not (self._disk.l2.works and key in self._disk.l2.tier):
-                return
-            worked, held = authority.attempt("read", True, authority.tier.__contains__, key)
-            if worked and not held:
-                self._statistics.record_evictions(EvictionCause.CAPACITY, self._remove([key]))
-
-    def _trim(self) -> None:
-        for level in self._disk.levels:
-            if level.works:
-                worked, evicted = level.attempt("write", [], level.tier.trim)
-                if worked:
-                    self._drop_evicted(WriteOutcome(evicted={level.name: evicted}))
+            entries = [self._stack.current(key) for key in held]
+            expired = [entry.key for entry in entries if entry is not None and self._stack.is_expired(entry)]
+            return len(expired) if expired and self._stack.remove_expired(expired) else 0
 
     def _on_corruption(self, tier: CacheTierType, reason: str) -> None:
         self._statistics.record_evictions(EvictionCause.CORRUPTION, {tier: 1})

@@ -14,9 +14,9 @@ from proxystash_server.cache.credentials import (
     create_key_file,
     read_key_file,
 )
-from proxystash_server.cache.disk import DiskLevel
 from proxystash_server.cache.entry import Clock
 from proxystash_server.cache.errors import EncryptionKeyError, TierError
+from proxystash_server.cache.level import DiskLevel
 from proxystash_server.cache.statistics import StatisticsRecorder
 from proxystash_server.cache.tiers.base import DurableTier, OnCorruption
 from proxystash_server.cache.tiers.jsonl import JsonlCacheTier
@@ -69,13 +69,16 @@ def make_disk_levels(
     config: CacheConfig,
     encryptor: CredentialEncryptor,
     clock: Clock,
-    make_breaker: Callable[[], CircuitBreaker],
+    monotonic: Callable[[], float],
     statistics: StatisticsRecorder,
     on_corruption: OnCorruption,
 ) -> tuple[DiskLevel, DiskLevel]:
     """L2 and L3, not opened yet."""
     l2, l3 = _make_tiers(config, encryptor, clock, on_corruption)
-    return DiskLevel(l2, make_breaker(), statistics), DiskLevel(l3, make_breaker(), statistics)
+    return (
+        DiskLevel(l2, CircuitBreaker(monotonic), statistics),
+        DiskLevel(l3, CircuitBreaker(monotonic), statistics),
+    )
 
 
 def _make_tiers(

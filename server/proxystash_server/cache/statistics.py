@@ -210,6 +210,11 @@ class StatisticsRecorder:
                 self._tiers[tier].evictions[cause] += count
             self._demotions += demotions
 
+    def record_promotions(self, count: int) -> None:
+        """Copies into faster tiers that were made after their lookup had been answered."""
+        with self._lock:
+            self._promotions += count
+
     def record_removals(self, count: int) -> None:
         """Distinct entries that Delete or Clear removed."""
         with self._lock:
@@ -281,6 +286,9 @@ class SilentStatistics(StatisticsRecorder):
     def record_evictions(
         self, cause: EvictionCause, losses: dict[CacheTierType, int], *, demotions: int = 0
     ) -> None:
+        pass
+
+    def record_promotions(self, count: int) -> None:
         pass
 
     def record_removals(self, count: int) -> None:

@@ -177,6 +177,11 @@ class DurableTier(CacheTier):
         A TierError leaves open which of them were made.
         """
 
+    @property
+    @abstractmethod
+    def busy(self) -> bool:
+        """Whether a commit is under way, for which a write now would wait."""
+
     @abstractmethod
     def touch(self, accesses: Sequence[Access]) -> None:
         """Store how entries were used since, where the entry is still the one that was used."""

@@ -129,6 +129,11 @@ class Database:
         result: Result = self._commits.submit(change)[0]
         return result
 
+    @property
+    def busy(self) -> bool:
+        """Whether a transaction is under way."""
+        return self._commits.lock.locked()
+
     @contextmanager
     def reader(self) -> Iterator[sqlite3.Connection]:
         """A connection for reading, which sees everything committed before; raises TierError."""

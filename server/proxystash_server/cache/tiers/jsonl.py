@@ -208,6 +208,10 @@ class JsonlCacheTier(DurableTier):
         result: list[Applied] = self._commits.submit(change)
         return result
 
+    @property
+    def busy(self) -> bool:
+        return self._commits.lock.locked()
+
     def touch(self, accesses: Sequence[Access]) -> None:
         def change(dirty: set[Shard]) -> int:
             return sum(self._touch_one(access, dirty) for access in accesses)

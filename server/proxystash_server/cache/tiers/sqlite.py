@@ -209,6 +209,10 @@ class SQLiteCacheTier(DurableTier):
 
         return self._database.write(change)
 
+    @property
+    def busy(self) -> bool:
+        return self._database.busy
+
     def touch(self, accesses: Sequence[Access]) -> None:
         rows = [
             (

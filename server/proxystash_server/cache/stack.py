@@ -1,0 +1,189 @@
+"""The three tiers as one: what goes in, what falls out, and what is left for later."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+from proxystash_server.cache.access_log import AccessLog, combine
+from proxystash_server.cache.config import CacheTierType
+from proxystash_server.cache.disk import Change, DiskTiers, WriteOutcome
+from proxystash_server.cache.entry import CacheEntry, Clock
+from proxystash_server.cache.keylocks import KeyLocks
+from proxystash_server.cache.statistics import EvictionCause, StatisticsRecorder
+from proxystash_server.cache.tiers.memory import MemoryCacheTier
+
+_FLUSH_BATCH: Final = 500
+_MOST_POSTPONED: Final = 10_000
+
+
+class TierStack:
+    """L1, the two disk tiers and the access log, kept in step and counted.
+
+    Unless it says otherwise, a method that names keys or entries wants their locks held by the caller, and
+    takes none itself. `drop_evicted`, `maintain` and `flush_accesses` want no key locked or are indifferent.
+    """
+
+    def __init__(
+        self,
+        l1: MemoryCacheTier,
+        disk: DiskTiers,
+        access_log: AccessLog,
+        locks: KeyLocks,
+        statistics: StatisticsRecorder,
+        clock: Clock,
+    ) -> None:
+        self.l1 = l1
+        self.disk = disk
+        self.access_log = access_log
+        self._locks = locks
+        self._statistics = statistics
+        self._clock = clock
+        self._flush_lock = threading.Lock()
+        # Keys whose removal or copy into L2 a get left undone, because it would have waited for the writes of
+        # other keys. What falls off the end is done by a later get, or by the cleaner.
+        self._to_make_up_for: deque[str] = deque(maxlen=_MOST_POSTPONED)
+
+    # -- as a whole
+
+    def open(self) -> None:
+        """Open the disk tiers, and make them fit their configured sizes; raises StoreError."""
+        self.disk.open()
+        self.trim()
+
+    def close(self) -> None:
+        """Flush and close the disk tiers."""
+        self.flush_accesses()
+        self.disk.close()
+
+    def maintain(self) -> None:
+        """One round of background work; takes the locks it needs."""
+        self.flush_accesses()
+        for _ in range(len(self._to_make_up_for)):
+            self._make_up_for(self._to_make_up_for.popleft())
+        self.disk.maintain()
+
+    def flush_accesses(self) -> None:
+        """Bring the access counts that are only in memory to the disk tiers."""
+        with self._flush_lock:
+            while batch := self.access_log.begin_flush(_FLUSH_BATCH):
+                written = self.disk.touch(batch)
+                self.access_log.end_flush(written=written)
+                if not written:
+                    return
+
+    # -- one key
+
+    def find(self, key: str) -> tuple[CacheEntry | None, CacheTierType | None, list[CacheTierType]]:
+        """The entry as it is now, expired or not, the disk tier that had it, and those that did not."""
+        entry = self.l1.get(key)
+        if entry is not None:
+            return entry, None, []
+        # Peeked before the disk is read: a flush in between would hide the counts from both.
+        used = self.access_log.peek(key)
+        entry, served_by, missed = self.disk.read(key)
+        return entry and combine(entry, used), served_by, missed
+
+    def current(self, key: str) -> CacheEntry | None:
+        """The entry as it is now, expired or not, without using it."""
+        return self.find(key)[0]
+
+    def write(self, changes: Sequence[Change]) -> WriteOutcome:
+        """Make changes on disk; puts into L1 are the caller's, afterwards."""
+        if self.access_log.has_uses and any(
+            level.works and level.tier.is_full() for level in self.disk.levels
+        ):
+            # Something may have to make room: let the tiers know first what was used last.
+            self.flush_accesses()
+        outcome = self.disk.write(changes)
+        for key, _ in changes:
+            self.access_log.discard(key)
+        return outcome
+
+    def put_in_l1(self, entry: CacheEntry) -> None:
+        """Store an entry in memory, and count what that pushes out."""
+        started = time.perf_counter_ns()
+        evicted = len(self.l1.store(entry.key, entry))
+        self._statistics.latency(CacheTierType.L1, "write").record(time.perf_counter_ns() - started)
+        if evicted:
+            demoted = evicted if self.disk.authority is not None else 0
+            self._statistics.record_evictions(
+                EvictionCause.CAPACITY, {CacheTierType.L1: evicted}, demotions=demoted
+            )
+
+    def remove(self, keys: Sequence[str]) -> dict[CacheTierType, int]:
+        """Take keys out of every tier; how many each tier lost."""
+        outcome = self.disk.write([(key, None) for key in keys])
+        lost = {tier: count for tier, count in outcome.held.items() if count}
+        in_l1 = 0
+        for key in keys:
+            self.access_log.discard(key)
+            in_l1 += self.l1.delete(key)
+        return {CacheTierType.L1: in_l1, **lost} if in_l1 else lost
+
+    def is_expired(self, entry: CacheEntry) -> bool:
+        """Whether the entry has expired by the cache's clock."""
+        return entry.expires_at_us <= self._clock()
+
+    def remove_expired(self, keys: Sequence[str]) -> bool:
+        """Take expired entries out of every tier, and count them; whether any tier lost one."""
+        lost = self.remove(keys)
+        self._statistics.record_evictions(EvictionCause.TTL, lost)
+        return bool(lost)
+
+    def postponed(self, key: str) -> bool:
+        """Whether work on disk copies of `key` was put off: a read must not wait for other keys' writes."""
+        if self.disk.busy:
+            self._to_make_up_for.append(key)
+            return True
+        return False
+
+    def _make_up_for(self, key: str) -> None:
+        outcome = WriteOutcome()
+        with self._locks.hold(key):
+            entry = self.current(key)
+            if entry is not None and self.is_expired(entry):
+                self.remove_expired([key])
+            elif entry is not None and self.disk.l2.works and key not in self.disk.l2.tier:
+                outcome = self.disk.promote(entry)
+                self._statistics.record_promotions(len(outcome.stored_in))
+        self.drop_evicted(outcome)
+
+    def drop_evicted(self, outcome: WriteOutcome) -> None:
+        """Count what had to make room on disk; what the slowest tier evicted leaves the faster ones too.
+
+        Takes the locks of the evicted keys: the caller must hold none.
+        """
+        authority = self.disk.authority
+        for tier, keys in outcome.evicted.items():
+            if not keys:
+                continue
+            is_last = authority is not None and tier is authority.name
+            self._statistics.record_evictions(
+                EvictionCause.CAPACITY, {tier: len(keys)}, demotions=0 if is_last else len(keys)
+            )
+            if is_last:
+                for key in keys:
+                    self._drop_from_faster_tiers(key)
+
+    def _drop_from_faster_tiers(self, key: str) -> None:
+        authority = self.disk.authority
+        with self._locks.hold(key):
+            if authority is None or not authority.serves(key):
+                return
+            if key not in self.l1 and not (self.disk.l2.works and key in self.disk.l2.tier):
+                return
+            worked, held = authority.attempt("read", True, authority.tier.__contains__, key)
+            if worked and not held:
+                self._statistics.record_evictions(EvictionCause.CAPACITY, self.remove([key]))
+
+    def trim(self) -> None:
+        """Evict what is over the configured sizes."""
+        for level in self.disk.levels:
+            if level.works:
+                worked, evicted = level.attempt("write", [], level.tier.trim)
+                if worked:
+                    self.drop_evicted(WriteOutcome(evicted={level.name: evicted}))
