@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from proxystash_server.cache.errors import EncryptionKeyError
 
 KEY_VARIABLE = "PROXYSTASH_ENCRYPTION_KEY"
+_KEY_COMMAND = 'python -c "from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())"'
 _CHECK_TEXT = b"proxystash"
 
 
@@ -36,8 +37,8 @@ class CredentialEncryptor:
             except ValueError:
                 which = "encryption key" if place == 0 else f"previous encryption key number {place}"
                 raise EncryptionKeyError(
-                    f"the {which} is malformed: it must be 32 bytes in URL-safe base64. Make one with: "
-                    'python -c "from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())"'
+                    f"the {which} is malformed: it must be 32 bytes in URL-safe base64. "
+                    f"Make one with: {_KEY_COMMAND}"
                 ) from None
         self._cipher = MultiFernet(fernets)
 
