@@ -1,0 +1,5 @@
+"""The proxystash server and its tiered cache."""
+
+from importlib.metadata import version
+
+__version__ = version("proxystash-server")

@@ -1,0 +1,175 @@
+"""The composition root: settings in, a running server out."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from types import FrameType, TracebackType
+from typing import Final, Self
+
+import structlog
+
+from proxystash.models import TierState
+from proxystash_server import __version__
+from proxystash_server.cache import (
+    CacheConfig,
+    CacheManager,
+    CacheTierConfig,
+    Durability,
+    L2BackendType,
+    StoreError,
+    TierStatistics,
+)
+from proxystash_server.data_directory import DataDirectory, DataDirectoryError
+from proxystash_server.logs import configure_logging
+from proxystash_server.rpc.server import BindError, RpcServer
+from proxystash_server.settings import Settings
+
+_log = structlog.stdlib.get_logger(__name__)
+
+
+class StartupError(Exception):
+    """The server cannot start; the message is one line for whoever started it."""
+
+
+def serve(settings: Settings) -> int:
+    """Serve until told to stop; return the exit code. Must run in the main thread. Raises StartupError."""
+    configure_logging(settings.log_level, settings.log_format)
+    started = time.monotonic()
+    try:
+        with StopSignals() as signals, DataDirectory(settings.data_dir, "starting") as directory:
+            manager = CacheManager(cache_config(settings))
+            try:
+                server = RpcServer(
+                    manager,
+                    settings.listen,
+                    threads=settings.threads,
+                    max_stats_streams=settings.max_stats_streams,
+                )
+                directory.tell(f"serving on {server.address}")
+                server.start()
+                _log_start(settings, server, manager)
+                reason = signals.wait()
+                _log.info("server stopping", reason=reason, grace_period=settings.grace_period)
+                finished = _drain(server, signals, settings.grace_period)
+            finally:
+                manager.close()
+            _log.info("server stopped", reason=reason, uptime_seconds=round(time.monotonic() - started, 3))
+    except (DataDirectoryError, BindError, StoreError) as error:
+        raise StartupError(str(error)) from None
+    except Exception:  # noqa: BLE001 - the log redacts what a traceback on the terminal would show
+        _log.exception("server failed")
+        return 1
+    return 0 if finished else 1
+
+
+def cache_config(settings: Settings) -> CacheConfig:
+    """The cache's configuration, with everything it keeps below the data directory."""
+    return CacheConfig(
+        l1_config=CacheTierConfig(
+            enabled=settings.l1_enabled,
+            max_entries=settings.l1_max_entries,
+            eviction_policy=settings.l1_eviction_policy,
+        ),
+        l2_config=CacheTierConfig(
+            enabled=settings.l2_enabled,
+            max_entries=settings.l2_max_entries,
+            eviction_policy=settings.l2_eviction_policy,
+        ),
+        l2_backend=L2BackendType(settings.l2_backend),
+        l2_cache_dir=settings.data_dir / "l2",
+        l3_config=CacheTierConfig(
+            enabled=settings.l3_enabled,
+            max_entries=settings.l3_max_entries or None,
+            eviction_policy=settings.l3_eviction_policy,
+        ),
+        l3_database_path=settings.data_dir / "l3" / "proxystash.db",
+        default_ttl_seconds=settings.default_ttl,
+        per_source_ttl=settings.source_ttl,
+        enable_background_cleanup=True,
+        cleanup_interval_seconds=settings.cleanup_interval,
+        encryption_key=settings.encryption_key,
+        previous_encryption_keys=settings.encryption_key_previous,
+        encryption_key_file=settings.data_dir / "secret.key",
+        health_check_invalidation=settings.health_check_invalidation,
+        failure_threshold=settings.failure_threshold,
+        durability=Durability(settings.durability),
+    )
+
+
+class StopSignals:
+    """SIGTERM and SIGINT as something to wait for in the main thread, not something that interrupts it."""
+
+    _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+    def __enter__(self) -> Self:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._read, False)
+        os.set_blocking(self._write, False)
+        # The interpreter writes the number of each signal that has a handler to this file descriptor, at once
+        # and whichever thread the kernel picks for it.
+        self._previous_wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._previous = {number: signal.signal(number, _ignore) for number in self._SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._previous_wakeup)
+        os.close(self._read)
+        os.close(self._write)
+
+    def wait(self) -> str:
+        """Wait for the next signal; return its name."""
+        while True:
+            select.select([self._read], [], [])
+            if (name := self.poll()) is not None:
+                return name
+
+    def poll(self) -> str | None:
+        """The name of a signal that has come; None if none has."""
+        try:
+            number = os.read(self._read, 1)[0]
+        except BlockingIOError:
+            return None
+        return signal.Signals(number).name
+
+
+def _ignore(_number: int, _frame: FrameType | None) -> None:
+    """Do nothing: StopSignals reads the number from its pipe."""
+
+
+def _drain(server: RpcServer, signals: StopSignals, grace: float) -> bool:
+    """Stop serving; False when a second signal cut it short."""
+    stopped = server.drain(grace)
+    finished = True
+    while finished and not stopped.wait(0.05):
+        if (name := signals.poll()) is not None:
+            _log.warning("stopping at once", reason=name)
+            finished = False
+    server.close()
+    return finished
+
+
+def _log_start(settings: Settings, server: RpcServer, manager: CacheManager) -> None:
+    statistics = manager.get_statistics()
+    _log.info(
+        "server started",
+        address=server.address,
+        data_dir=str(settings.data_dir.resolve()),
+        version=__version__,
+        l1=_describe_tier(statistics.l1_stats),
+        l2=_describe_tier(statistics.l2_stats),
+        l3=_describe_tier(statistics.l3_stats),
+        entries=statistics.entries,
+    )
+
+
+def _describe_tier(statistics: TierStatistics) -> str:
+    if statistics.state is TierState.ACTIVE:
+        return statistics.backend
+    return f"{statistics.backend} ({statistics.state.value})"

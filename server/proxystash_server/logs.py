@@ -1,0 +1,105 @@
+"""Logging: every line of the process in one form, for people or as JSON, and without credentials."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import threading
+from typing import Final, Literal, TextIO
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+_SECRET_NAME: Final = re.compile(
+    r"password|passwd|username|secret|token|credential|encryption_?key", re.IGNORECASE
+)
+# Greedy up to the last "@": a password may contain "/" and "@", and taking too much does no harm here.
+_USERINFO: Final = re.compile(r"([a-z][a-z0-9+.-]*://)\S*@", re.IGNORECASE)
+
+
+def configure_logging(
+    level: Literal["debug", "info", "warning", "error"],
+    log_format: Literal["auto", "human", "json"],
+    stream: TextIO | None = None,
+) -> None:
+    """Send every log line of the process to `stream` (standard error), in one form.
+
+    `auto` means human where the stream is a terminal, else JSON. Uncaught exceptions of threads are logged
+    too.
+    """
+    stream = sys.stderr if stream is None else stream
+    human = log_format == "human" or (log_format == "auto" and stream.isatty())
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.ExtraAdder(),
+        structlog.stdlib.PositionalArgumentsFormatter(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        # Tracebacks become text here, so that they pass through redaction; the renderers' own would show
+        # variables.
+        structlog.processors.format_exc_info,
+    ]
+    renderer: Processor = (
+        structlog.dev.ConsoleRenderer(colors=stream.isatty())
+        if human
+        else structlog.processors.JSONRenderer(ensure_ascii=False, default=str)
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                redact,
+                _order,
+                renderer,
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    threading.excepthook = _log_thread_failure
+
+
+def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """The last line of defence: no value under a secret's name and no userinfo in a URL reaches the log."""
+    return {name: "***" if _SECRET_NAME.search(name) else _redacted(value) for name, value in event.items()}
+
+
+def _order(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    first = {name: event[name] for name in ("timestamp", "level", "event") if name in event}
+    return {**first, **event}
+
+
+def _redacted(value: object) -> object:
+    if isinstance(value, str):
+        return _USERINFO.sub(r"\1***@", value) if "@" in value else value
+    if isinstance(value, dict):
+        return {
+            name: "***" if _SECRET_NAME.search(str(name)) else _redacted(inner)
+            for name, inner in value.items()
+        }
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_redacted(inner) for inner in value]
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return _redacted(str(value))
+
+
+def _log_thread_failure(failure: threading.ExceptHookArgs) -> None:
+    if failure.exc_value is None or isinstance(failure.exc_value, SystemExit):
+        return
+    thread = failure.thread.name if failure.thread is not None else "unknown"
+    structlog.stdlib.get_logger(__name__).error("thread failed", thread=thread, exc_info=failure.exc_value)

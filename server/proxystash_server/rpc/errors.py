@@ -1,0 +1,154 @@
+"""What a client is told when something fails: one table from errors to status codes and reasons."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Final
+
+import grpc
+from google.protobuf.any_pb2 import Any as PackedMessage
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from proxystash.v1 import cache_service_pb2 as pb
+from proxystash_server.cache import CacheClosedError, CacheError, CacheUnavailableError, InvalidEntryError
+
+DOMAIN: Final = "proxystash"
+
+
+class Reason(StrEnum):
+    """The ErrorInfo reasons of this layer; those of a bad entry or key are the cache's."""
+
+    MISSING_ENTRY = "MISSING_ENTRY"
+    TOO_MANY_KEYS = "TOO_MANY_KEYS"
+    TOO_MANY_ENTRIES = "TOO_MANY_ENTRIES"
+    INVALID_TTL = "INVALID_TTL"
+    INVALID_FETCH_TIME = "INVALID_FETCH_TIME"
+    INVALID_HEALTH_STATUS = "INVALID_HEALTH_STATUS"
+    INVALID_HEALTH_MONITORING = "INVALID_HEALTH_MONITORING"
+    INVALID_PAGE_SIZE = "INVALID_PAGE_SIZE"
+    INVALID_PAGE_TOKEN = "INVALID_PAGE_TOKEN"  # noqa: S105 - the word "token" is all that looks like a password here
+    INVALID_FILTER = "INVALID_FILTER"
+    INVALID_INTERVAL = "INVALID_INTERVAL"
+    UNREADABLE_REQUEST = "UNREADABLE_REQUEST"
+    UNKNOWN_SERVICE = "UNKNOWN_SERVICE"
+    TOO_MANY_SUBSCRIBERS = "TOO_MANY_SUBSCRIBERS"
+    NO_TIER_AVAILABLE = "NO_TIER_AVAILABLE"
+    SHUTTING_DOWN = "SHUTTING_DOWN"
+    INTERNAL = "INTERNAL"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Everything a client learns about one failure; nothing in it is internal or secret.
+
+    `field` is the path of the field at fault, seen from the request (or from the entry, within a batch);
+    empty if no field is. `request_id` is set for unexpected errors only, and is in the log line as well.
+    """
+
+    code: grpc.StatusCode
+    reason: str
+    message: str
+    field: str = ""
+    request_id: str = ""
+
+    def under(self, parent: str) -> Failure:
+        """The same failure, seen from the message that holds the faulty one in its field `parent`."""
+        return replace(self, field=f"{parent}.{self.field}" if self.field else parent)
+
+    def to_status(self) -> grpc.Status:
+        """The failure as a google.rpc.Status with its details, ready for `abort_with_status`."""
+        details: list[Message] = [error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN)]
+        if self.field:
+            violation = error_details_pb2.BadRequest.FieldViolation(
+                field=self.field, description=self.message, reason=self.reason
+            )
+            details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+        if self.request_id:
+            details.append(error_details_pb2.RequestInfo(request_id=self.request_id))
+        status = status_pb2.Status(code=self.code.value[0], message=self.message)
+        for detail in details:
+            packed = PackedMessage()
+            packed.Pack(detail)
+            status.details.append(packed)
+        return rpc_status.to_status(status)
+
+    def to_entry_error(self) -> pb.EntryError:
+        """The failure as the outcome of one entry of a batch."""
+        return pb.EntryError(
+            code=self.code.value[0], reason=self.reason, message=self.message, field=self.field
+        )
+
+
+class RequestError(Exception):
+    """A request that fails for a known reason, found at this edge."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+def invalid(field: str, reason: str, message: str) -> RequestError:
+    """The error for a request whose `field` is wrong."""
+    return RequestError(Failure(grpc.StatusCode.INVALID_ARGUMENT, reason, message, field))
+
+
+SHUTTING_DOWN: Final = Failure(
+    grpc.StatusCode.UNAVAILABLE,
+    Reason.SHUTTING_DOWN,
+    "the server is shutting down; try another, or again later",
+)
+NO_TIER_AVAILABLE: Final = Failure(
+    grpc.StatusCode.UNAVAILABLE,
+    Reason.NO_TIER_AVAILABLE,
+    "no tier is able to serve the request now; try again later",
+)
+UNREADABLE_REQUEST: Final = Failure(
+    grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.UNREADABLE_REQUEST,
+    "the request is not a message of the type that this method takes",
+)
+
+# The one place where the cache's errors become gRPC's; the nearest base class decides. InvalidEntryError
+# alone is not here: it brings its own reason and field. What is in neither is unexpected, and INTERNAL.
+_FAILURES: Final[Mapping[type[CacheError], Failure]] = {
+    CacheUnavailableError: NO_TIER_AVAILABLE,
+    CacheClosedError: SHUTTING_DOWN,
+}
+
+
+def failure_of(error: Exception) -> Failure | None:
+    """What a client is told about `error`; None if it is none of the errors that are raised on purpose."""
+    if isinstance(error, RequestError | InvalidEntryError):
+        return refusal_of(error)
+    for kind in type(error).__mro__:
+        failure = _FAILURES.get(kind)
+        if failure is not None:
+            return failure
+    return None
+
+
+def refusal_of(error: RequestError | InvalidEntryError) -> Failure:
+    """What a client is told about a request, or an entry in it, that is at fault itself."""
+    if isinstance(error, RequestError):
+        return error.failure
+    return Failure(grpc.StatusCode.INVALID_ARGUMENT, error.reason, str(error), error.field)
+
+
+def internal_failure(request_id: str) -> Failure:
+    """What a client is told about an unexpected error: where to find it in the log, and nothing else."""
+    return Failure(
+        grpc.StatusCode.INTERNAL,
+        Reason.INTERNAL,
+        f"internal error; the server's log has the cause under request id {request_id}",
+        request_id=request_id,
+    )
+
+
+def new_request_id() -> str:
+    """A random id by which a log line is found again."""
+    return secrets.token_hex(8)

@@ -1,0 +1,114 @@
+"""The gRPC server: the services on one address, and how they begin and end."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+import grpc
+from grpc_health.v1 import health, health_pb2_grpc
+
+from proxystash.v1 import cache_service_pb2_grpc as pb_grpc
+from proxystash_server.cache import CacheManager
+from proxystash_server.rpc.boundary import ErrorBoundary
+from proxystash_server.rpc.errors import SHUTTING_DOWN
+from proxystash_server.rpc.health import NOT_SERVING, SERVING, HealthService
+from proxystash_server.rpc.reflection import ReflectionSessions
+from proxystash_server.rpc.service import SERVICE_NAME, CacheService
+from proxystash_server.rpc.streams import StreamSender
+
+MAX_REQUEST_BYTES: Final = 4 * 1024 * 1024
+
+_OPTIONS: Final = (
+    # By default two servers share a port, and each gets half of the calls.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+    # By default a client that pings a quiet stream more than every 5 minutes is thrown out.
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # Finds out that a client's machine has gone, so that its streams end.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+)
+
+
+class BindError(Exception):
+    """The address cannot be listened on."""
+
+
+class RpcServer:
+    """The services of one manager on one address, which it does not own: closing it is the caller's.
+
+    Once made it listens, `start` serves. Raises BindError when the address is taken or does not exist.
+    """
+
+    def __init__(self, manager: CacheManager, listen: str, *, threads: int, max_stats_streams: int) -> None:
+        self._sender = StreamSender()
+        self._health = HealthService((SERVICE_NAME,), self._sender)
+        self._service = CacheService(manager, self._sender, max_subscribers=max_stats_streams)
+        self._reflection = ReflectionSessions((SERVICE_NAME, health.SERVICE_NAME))
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rpc")
+        self._server = grpc.server(self._pool, interceptors=[ErrorBoundary()], options=_OPTIONS)
+        pb_grpc.add_CacheServiceServicer_to_server(self._service, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._reflection.add_to(self._server)
+        host = listen.rpartition(":")[0]
+        _check_free(listen)
+        try:
+            port = self._server.add_insecure_port(listen)
+        except RuntimeError:
+            raise BindError(f"cannot listen on {listen}") from None
+        self.address = f"{host}:{port}"
+
+    def start(self) -> None:
+        """Serve, and say so to whoever asks for the health."""
+        self._sender.start()
+        self._service.stats_hub.start()
+        self._server.start()
+        self._health.set_all(SERVING)
+
+    def drain(self, grace: float) -> threading.Event:
+        """Begin to stop: take no new calls, end the streams, give calls under way `grace` seconds.
+
+        The event is set when all calls are over. Not to be called from a signal handler.
+        """
+        self._health.set_all(NOT_SERVING)
+        self._service.stats_hub.close()
+        self._sender.end_all(SHUTTING_DOWN)
+        self._reflection.cancel_all()
+        return self._server.stop(grace)
+
+    def close(self) -> None:
+        """Cancel what is still under way, and let every thread go."""
+        self._server.stop(None)
+        self._sender.close()
+        self._reflection.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _check_free(listen: str) -> None:
+    """Raise BindError if nothing can listen there, and say why; grpcio does not.
+
+    A name such as localhost may have several addresses. grpcio is content with any of them, and would leave
+    the others to a server that has the port already.
+    """
+    host, _, port = listen.rpartition(":")
+    faults = []
+    try:
+        addresses = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        for family, kind, protocol, _, address in addresses:
+            try:
+                with socket.socket(family, kind, protocol) as probe:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    probe.bind(address)
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    raise
+                faults.append(error)
+        if len(faults) == len(addresses):
+            raise faults[0]
+    except OSError as error:
+        raise BindError(f"cannot listen on {listen}: {error.strerror}") from None

@@ -1,0 +1,181 @@
+"""CacheService: every method of the contract, delegated to the cache's manager."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import grpc
+
+from proxystash.v1 import cache_service_pb2 as pb
+from proxystash.v1 import cache_service_pb2_grpc as pb_grpc
+from proxystash_server.cache import (
+    CacheEntry,
+    CacheManager,
+    CacheTierType,
+    InvalidEntryError,
+    Lookup,
+    check_key,
+)
+from proxystash_server.rpc import convert
+from proxystash_server.rpc.errors import NO_TIER_AVAILABLE, Reason, RequestError, invalid, refusal_of
+from proxystash_server.rpc.paging import make_page_token, read_page_token
+from proxystash_server.rpc.stats_hub import StatsHub
+from proxystash_server.rpc.streams import Send, StreamSender, non_blocking
+
+SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["CacheService"].full_name
+
+MAX_BATCH: Final = 1000
+MAX_PAGE: Final = 1000
+DEFAULT_PAGE: Final = 100
+# A page ends early at this size, so that it fits into a message of 4 MiB, which is what clients accept by
+# default.
+MAX_PAGE_BYTES: Final = 3 * 1024 * 1024
+
+DEFAULT_INTERVAL_US: Final = 1_000_000
+MIN_INTERVAL_US: Final = 100_000
+MAX_INTERVAL_US: Final = 3_600_000_000
+
+
+class CacheService(pb_grpc.CacheServiceServicer):
+    """The service behind the error boundary: its methods raise RequestError and the cache's errors."""
+
+    def __init__(self, manager: CacheManager, sender: StreamSender, *, max_subscribers: int) -> None:
+        self._manager = manager
+        self.stats_hub = StatsHub(self._snapshot, sender, max_subscribers=max_subscribers)
+
+    def Get(self, request: pb.GetRequest, context: grpc.ServicerContext) -> pb.GetResponse:
+        check_key(request.key)
+        response = pb.GetResponse()
+        _fill_lookup(response, self._manager.lookup(request.key))
+        return response
+
+    def BatchGet(self, request: pb.BatchGetRequest, context: grpc.ServicerContext) -> pb.BatchGetResponse:
+        if len(request.keys) > MAX_BATCH:
+            raise _too_many("keys", len(request.keys), Reason.TOO_MANY_KEYS)
+        keys = list(request.keys)
+        for place, key in enumerate(keys):
+            try:
+                check_key(key)
+            except InvalidEntryError as error:
+                raise invalid(f"keys[{place}]", error.reason, str(error)) from None
+        response = pb.BatchGetResponse()
+        add_result = response.results.add
+        for lookup in self._manager.lookup_many(keys):
+            _fill_lookup(add_result(), lookup)
+        return response
+
+    def Put(self, request: pb.PutRequest, context: grpc.ServicerContext) -> pb.PutResponse:
+        if not request.HasField("entry"):
+            raise invalid("entry", Reason.MISSING_ENTRY, "entry is not set")
+        try:
+            entry = convert.read_entry(self._manager, request.entry)
+        except (InvalidEntryError, RequestError) as error:
+            raise RequestError(refusal_of(error).under("entry")) from None
+        response = pb.PutResponse()
+        _fill_stored(response, entry, self._manager.put(entry.key, entry))
+        return response
+
+    def BatchPut(self, request: pb.BatchPutRequest, context: grpc.ServicerContext) -> pb.BatchPutResponse:
+        if len(request.entries) > MAX_BATCH:
+            raise _too_many("entries", len(request.entries), Reason.TOO_MANY_ENTRIES)
+        response = pb.BatchPutResponse()
+        entries: list[CacheEntry] = []
+        results: list[pb.BatchPutResult] = []
+        for message in request.entries:
+            result = response.results.add()
+            try:
+                entries.append(convert.read_entry(self._manager, message))
+                results.append(result)
+            except (InvalidEntryError, RequestError) as error:
+                result.error.CopyFrom(refusal_of(error).to_entry_error())
+        if not entries:
+            return response
+        for entry, result, tiers in zip(entries, results, self._manager.put_many(entries), strict=True):
+            if tiers:
+                _fill_stored(result.stored, entry, tiers)
+            else:
+                result.error.CopyFrom(NO_TIER_AVAILABLE.to_entry_error())
+        return response
+
+    def Delete(self, request: pb.DeleteRequest, context: grpc.ServicerContext) -> pb.DeleteResponse:
+        check_key(request.key)
+        return pb.DeleteResponse(deleted=self._manager.delete(request.key))
+
+    def Clear(self, request: pb.ClearRequest, context: grpc.ServicerContext) -> pb.ClearResponse:
+        return pb.ClearResponse(cleared=self._manager.clear())
+
+    def InvalidateByHealth(
+        self, request: pb.InvalidateByHealthRequest, context: grpc.ServicerContext
+    ) -> pb.InvalidateByHealthResponse:
+        check_key(request.key)
+        outcome = self._manager.invalidate_by_health(request.key)
+        response = pb.InvalidateByHealthResponse(
+            found=outcome.found,
+            evicted=outcome.evicted,
+            failure_threshold=self._manager.config.failure_threshold,
+        )
+        if outcome.health_status is not None:
+            response.health_status = convert.health_status_number(outcome.health_status)
+            response.failure_count = outcome.failure_count
+        return response
+
+    def List(self, request: pb.ListRequest, context: grpc.ServicerContext) -> pb.ListResponse:
+        if request.page_size < 0:
+            raise invalid("page_size", Reason.INVALID_PAGE_SIZE, "page_size is negative")
+        size = min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
+        try:
+            entry_filter = convert.read_filter(request.filter)
+        except (InvalidEntryError, RequestError) as error:
+            raise RequestError(refusal_of(error).under("filter")) from None
+        after = read_page_token(request.page_token, entry_filter)
+        # One more than asked for tells whether there is a next page.
+        found = self._manager.list_entries(after, size + 1, entry_filter)
+        fill = convert.fill_entry if request.include_credentials else convert.fill_public_entry
+        response = pb.ListResponse()
+        page_bytes = 0
+        for entry in found[:size]:
+            message = response.entries.add()
+            fill(message, entry)
+            page_bytes += message.ByteSize()
+            if page_bytes > MAX_PAGE_BYTES:
+                break
+        if len(response.entries) < len(found):
+            response.next_page_token = make_page_token(response.entries[-1].key, entry_filter)
+        return response
+
+    def GetStats(self, request: pb.GetStatsRequest, context: grpc.ServicerContext) -> pb.GetStatsResponse:
+        return pb.GetStatsResponse(statistics=self._snapshot(self.stats_hub.subscribers))
+
+    @non_blocking
+    def StreamStats(  # type: ignore[override]  # a non-blocking handler takes one more argument
+        self, request: pb.StreamStatsRequest, context: grpc.ServicerContext, send: Send
+    ) -> None:
+        interval_us = DEFAULT_INTERVAL_US
+        if request.HasField("interval"):
+            interval_us = convert.read_duration(request.interval, "interval", Reason.INVALID_INTERVAL)
+            if not MIN_INTERVAL_US <= interval_us <= MAX_INTERVAL_US:
+                raise invalid(
+                    "interval", Reason.INVALID_INTERVAL, "interval must be between 100 ms and 1 hour"
+                )
+        self.stats_hub.subscribe(interval_us / 1_000_000, context, send)
+
+    def _snapshot(self, subscribers: int) -> pb.CacheStatistics:
+        return convert.statistics_message(self._manager.get_statistics(), subscribers)
+
+
+def _fill_lookup(response: pb.GetResponse, lookup: Lookup) -> None:
+    if lookup.entry is not None and lookup.served_by is not None:
+        convert.fill_entry(response.entry, lookup.entry)
+        response.served_by = convert.tier_number(lookup.served_by)
+
+
+def _fill_stored(response: pb.PutResponse, entry: CacheEntry, tiers: tuple[CacheTierType, ...]) -> None:
+    if not tiers:
+        raise RequestError(NO_TIER_AVAILABLE)
+    response.key = entry.key
+    convert.fill_timestamp(response.expires_at, entry.expires_at_us)
+    response.stored_in.extend(map(convert.tier_number, tiers))
+
+
+def _too_many(field: str, count: int, reason: Reason) -> RequestError:
+    return invalid(field, reason, f"{field} has {count:,} items; at most {MAX_BATCH:,} are allowed")

@@ -1,0 +1,134 @@
+"""The standard health service and server reflection."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+from proxystash.v1 import cache_service_pb2 as pb
+from proxystash.v1 import cache_service_pb2_grpc as pb_grpc
+from proxystash_server.cache import CacheManager
+from proxystash_server.rpc.server import RpcServer
+from tests.support.rpc import DEADLINE, open_channel, refusal_of, refused, serving
+
+SERVICE = "proxystash.v1.CacheService"
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+
+def ask(name: str = "") -> health_pb2.HealthCheckRequest:
+    return health_pb2.HealthCheckRequest(service=name)
+
+
+def health_of(channel: grpc.Channel) -> Any:
+    """A stub, which has methods that its type does not tell of."""
+    return health_pb2_grpc.HealthStub(channel)
+
+
+@pytest.fixture
+def health(channel: grpc.Channel) -> Any:
+    return health_of(channel)
+
+
+@pytest.mark.parametrize("name", ["", SERVICE])
+def test_server_and_service_are_serving(health: Any, name: str) -> None:
+    assert health.Check(ask(name), timeout=DEADLINE).status == SERVING
+
+
+def test_an_unknown_service_is_not_found(health: Any) -> None:
+    refusal = refused(health.Check, ask("proxystash.v2.CacheService"))
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.NOT_FOUND, "UNKNOWN_SERVICE")
+
+
+def test_all_statuses_are_listed(health: Any) -> None:
+    request = health_pb2.HealthListRequest()  # type: ignore[attr-defined]  # the types lag behind
+    statuses = health.List(request, timeout=DEADLINE).statuses
+    assert {name: answer.status for name, answer in statuses.items()} == {"": SERVING, SERVICE: SERVING}
+
+
+def test_nothing_is_serving_before_the_server_is(manager: CacheManager) -> None:
+    server = RpcServer(manager, "127.0.0.1:0", threads=1, max_stats_streams=1)
+    assert server._health._answer("").status == NOT_SERVING
+    assert server._health._answer(SERVICE).status == NOT_SERVING
+    server.close()
+
+
+def test_a_watch_sees_the_server_stop_serving_and_ends(server: RpcServer, health: Any) -> None:
+    watches = {name: health.Watch(ask(name), timeout=DEADLINE) for name in ("", SERVICE, "other")}
+    assert {name: next(watch).status for name, watch in watches.items()} == {
+        "": SERVING,
+        SERVICE: SERVING,
+        "other": SERVICE_UNKNOWN,
+    }
+    stopped = server.drain(DEADLINE)
+    for name, watch in watches.items():
+        assert next(watch).status == (SERVICE_UNKNOWN if name == "other" else NOT_SERVING)
+        with pytest.raises(grpc.RpcError) as caught:
+            next(watch)
+        assert refusal_of(caught.value).code is grpc.StatusCode.UNAVAILABLE
+    assert stopped.wait(DEADLINE)
+
+
+def test_watches_hold_no_thread(manager: CacheManager) -> None:
+    with serving(manager, threads=1) as server, ExitStack() as stack:
+        for _ in range(3):
+            channel = stack.enter_context(open_channel(server.address))
+            next(health_of(channel).Watch(ask(), timeout=DEADLINE))
+        stub = pb_grpc.CacheServiceStub(stack.enter_context(open_channel(server.address)))
+        stub.Get(pb.GetRequest(key="missing"), timeout=DEADLINE)
+
+
+def test_reflection_describes_what_the_server_offers(channel: grpc.Channel) -> None:
+    database = ProtoReflectionDescriptorDatabase(channel)
+    assert set(database.get_services()) == {
+        SERVICE,
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+    }
+    described = database.FindFileContainingSymbol(SERVICE)
+    assert described.name == "proxystash/v1/cache_service.proto"
+    assert {method.name for method in described.service[0].method} == set(
+        pb.DESCRIPTOR.services_by_name["CacheService"].methods_by_name
+    )
+
+
+def test_open_reflection_sessions_hold_no_worker_and_end_when_drained(manager: CacheManager) -> None:
+    with serving(manager, threads=1) as server, ExitStack() as stack:
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        sessions = []
+        for _ in range(3):
+            channel = stack.enter_context(open_channel(server.address))
+            stay = stack.enter_context(_never_ending(request))
+            reflect: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+            session = reflect.ServerReflectionInfo(stay, timeout=DEADLINE)
+            next(session)
+            sessions.append(session)
+        stub = pb_grpc.CacheServiceStub(stack.enter_context(open_channel(server.address)))
+        stub.Get(pb.GetRequest(key="missing"), timeout=DEADLINE)
+        assert server.drain(10 * DEADLINE).wait(DEADLINE)
+
+
+@contextmanager
+def _never_ending(
+    request: reflection_pb2.ServerReflectionRequest,
+) -> Iterator[Iterator[reflection_pb2.ServerReflectionRequest]]:
+    """A client's requests: one, and then none, without an end."""
+    leaving = threading.Event()
+
+    def requests() -> Iterator[reflection_pb2.ServerReflectionRequest]:
+        yield request
+        leaving.wait()
+
+    try:
+        yield requests()
+    finally:
+        leaving.set()
