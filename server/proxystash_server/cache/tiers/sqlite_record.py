@@ -1,0 +1,91 @@
+"""The rows of the SQLite tier: entries to rows and back, and the checksum over what a put stored."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from typing import Any
+
+from proxystash_server.cache.credentials import CredentialEncryptor
+from proxystash_server.cache.entry import CacheEntry, restore_entry
+from proxystash_server.cache.tiers.record import (
+    CorruptRecordError,
+    monitoring_from_plain,
+    monitoring_to_plain,
+    sealed_of,
+)
+
+_CONTENT = (
+    "key, proxy_url, sealed, source, fetch_time, expires_at, health_status, failure_count, "
+    "health_monitoring, labels, version"
+)
+_CONTENT_LENGTH = 11
+# What makes an entry: the content, covered by the checksum, and the access facts, which change without it.
+COLUMNS = f"{_CONTENT}, checksum, access_count, last_accessed, evicted_from_l1"
+
+Row = tuple[Any, ...]
+
+
+def write_row(entry: CacheEntry, encryptor: CredentialEncryptor, recency: int) -> Row:
+    """An entry as the values of COLUMNS, then `scheme` and `recency`."""
+    sealed = sealed_of(entry, encryptor)
+    monitoring = monitoring_to_plain(entry.health_monitoring)
+    content = (
+        entry.key,
+        entry.proxy_url,
+        None if sealed is None else sealed.decode(),
+        entry.source,
+        entry.fetch_time_us,
+        entry.expires_at_us,
+        entry.health_status.value,
+        entry.failure_count,
+        None if monitoring is None else json.dumps(monitoring),
+        json.dumps(dict(entry.labels)) if entry.labels else None,
+        entry.version,
+    )
+    return (
+        *content,
+        checksum(content),
+        entry.access_count,
+        entry.last_accessed_us,
+        int(entry.evicted_from_l1),
+        scheme_of(entry.proxy_url),
+        recency,
+    )
+
+
+def read_row(row: Row, encryptor: CredentialEncryptor) -> CacheEntry:
+    """The entry of the values of COLUMNS; raises CorruptRecordError, UnreadableCredentialsError."""
+    content = row[:_CONTENT_LENGTH]
+    if checksum(content) != row[_CONTENT_LENGTH]:
+        raise CorruptRecordError("the row does not match its checksum")
+    key, url, sealed, source, fetched, expires, status, failures, monitoring, labels, version = content
+    username, password = encryptor.open(None if sealed is None else sealed.encode())
+    return restore_entry(
+        key,
+        url,
+        username,
+        password,
+        source,
+        fetched,
+        expires,
+        row[13],
+        row[12],
+        status,
+        failures,
+        bool(row[14]),
+        None if monitoring is None else monitoring_from_plain(json.loads(monitoring)),
+        {} if labels is None else json.loads(labels),
+        None if sealed is None else sealed.encode(),
+        version,
+    )
+
+
+def checksum(content: Row) -> int:
+    """The CRC-32 of the part of a row that a put stored: the first 11 of COLUMNS."""
+    return zlib.crc32(repr(content).encode("utf-8", "surrogatepass"))
+
+
+def scheme_of(proxy_url: str) -> str:
+    """What stands in the column `scheme`, by which listings are filtered."""
+    return proxy_url.partition("://")[0]
