@@ -27,6 +27,9 @@ from proxystash_server.logs import configure_logging
 from proxystash_server.rpc.server import BindError, RpcServer
 from proxystash_server.settings import Settings
 
+# How long clients are told to go elsewhere before their connections are closed, in seconds.
+_FAREWELL: Final = 0.25
+
 _log = structlog.stdlib.get_logger(__name__)
 
 
@@ -53,7 +56,7 @@ def serve(settings: Settings) -> int:
                 _log_start(settings, server, manager)
                 reason = signals.wait()
                 _log.info("server stopping", reason=reason, grace_period=settings.grace_period)
-                finished = _drain(server, signals, settings.grace_period)
+                finished = _stop(server, signals, settings.grace_period)
             finally:
                 manager.close()
             _log.info("server stopped", reason=reason, uptime_seconds=round(time.monotonic() - started, 3))
@@ -123,12 +126,10 @@ class StopSignals:
         os.close(self._read)
         os.close(self._write)
 
-    def wait(self) -> str:
-        """Wait for the next signal; return its name."""
-        while True:
-            select.select([self._read], [], [])
-            if (name := self.poll()) is not None:
-                return name
+    def wait(self, timeout: float | None = None) -> str | None:
+        """The name of the next signal; None if none comes within `timeout` seconds."""
+        ready, _, _ = select.select([self._read], [], [], timeout)
+        return self.poll() if ready else None
 
     def poll(self) -> str | None:
         """The name of a signal that has come; None if none has."""
@@ -143,16 +144,17 @@ def _ignore(_number: int, _frame: FrameType | None) -> None:
     """Do nothing: StopSignals reads the number from its pipe."""
 
 
-def _drain(server: RpcServer, signals: StopSignals, grace: float) -> bool:
+def _stop(server: RpcServer, signals: StopSignals, grace: float) -> bool:
     """Stop serving; False when a second signal cut it short."""
-    stopped = server.drain(grace)
-    finished = True
-    while finished and not stopped.wait(0.05):
-        if (name := signals.poll()) is not None:
-            _log.warning("stopping at once", reason=name)
-            finished = False
+    server.drain()
+    name = signals.wait(min(_FAREWELL, grace))
+    stopped = server.stop(grace)
+    while name is None and not stopped.wait(0.05):
+        name = signals.poll()
+    if name is not None:
+        _log.warning("stopping at once", reason=name)
     server.close()
-    return finished
+    return name is None
 
 
 def _log_start(settings: Settings, server: RpcServer, manager: CacheManager) -> None:

@@ -59,7 +59,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
     own = [
         parameter
-        for parameter in inspect.signature(command).parameters.values()
+        for parameter in inspect.signature(command, eval_str=True).parameters.values()
         if parameter.name != "loaded"
     ]
     parameters = [

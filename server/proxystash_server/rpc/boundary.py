@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NoReturn, TypeAlias
 
 import grpc
 import structlog
 from google.protobuf.message import DecodeError
+from grpc_health.v1 import health
 
 from proxystash_server.rpc.errors import (
+    SHUTTING_DOWN,
     UNREADABLE_REQUEST,
     Failure,
     RequestError,
@@ -25,6 +27,8 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 # Attributes by which grpcio's server is told how to run a handler; they must survive the wrapping.
 _RUN_ATTRIBUTES: Final = ("experimental_non_blocking", "experimental_thread_pool")
+
+_HEALTH_METHODS: Final = f"/{health.SERVICE_NAME}/"
 
 _UNREADABLE: Final = object()
 
@@ -43,6 +47,17 @@ class ErrorBoundary(grpc.ServerInterceptor):
     def __init__(self, request_ids: Callable[[], str] = new_request_id) -> None:
         self._request_ids = request_ids
         self._wrapped: dict[str, Handler] = {}
+        self._refusing: Handler | None = None
+
+    def refuse_new_calls(self) -> None:
+        """Answer every call that comes from now on with UNAVAILABLE, except those for the health."""
+
+        def refuse(_request: object, _context: grpc.ServicerContext) -> NoReturn:
+            raise RequestError(SHUTTING_DOWN)
+
+        guarded = self._guard("", refuse)
+        # As a handler of single messages it does for streams too: all that it ever sends is a status.
+        self._refusing = grpc.unary_unary_rpc_method_handler(guarded)
 
     def intercept_service(
         self,
@@ -53,6 +68,8 @@ class ErrorBoundary(grpc.ServerInterceptor):
         if handler is None:  # gRPC answers UNIMPLEMENTED
             return None
         method = handler_call_details.method
+        if self._refusing is not None and not method.startswith(_HEALTH_METHODS):
+            return self._refusing
         wrapped = self._wrapped.get(method)
         if wrapped is None:
             wrapped = self._wrapped[method] = self._wrap(method, handler)

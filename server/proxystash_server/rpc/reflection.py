@@ -13,6 +13,8 @@ from google.protobuf.descriptor import Descriptor, FileDescriptor
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from proxystash_server.rpc.errors import SHUTTING_DOWN, RequestError
+
 _SESSIONS_AT_ONCE: Final = 4
 # What errors carry: a tool that does not know these types asks for them.
 _DETAILS: Final = ("google.rpc.ErrorInfo", "google.rpc.BadRequest", "google.rpc.RequestInfo")
@@ -27,12 +29,15 @@ class ReflectionSessions:
         self._pool = ThreadPoolExecutor(_SESSIONS_AT_ONCE, thread_name_prefix="reflection")
         self._lock = threading.Lock()
         self._open: set[grpc.ServicerContext] = set()
+        self._ending = False
 
     def add_to(self, server: grpc.Server) -> None:
         def session(
             requests: Iterator[reflection_pb2.ServerReflectionRequest], context: grpc.ServicerContext
         ) -> Iterator[reflection_pb2.ServerReflectionResponse]:
             with self._lock:
+                if self._ending:
+                    raise RequestError(SHUTTING_DOWN)
                 self._open.add(context)
             try:
                 yield from self._servicer.ServerReflectionInfo(requests, context)
@@ -51,9 +56,10 @@ class ReflectionSessions:
             (grpc.method_handlers_generic_handler(reflection.SERVICE_NAME, handlers),)
         )
 
-    def cancel_all(self) -> None:
-        """Cancel the open sessions, which would otherwise stay for as long as their clients like."""
+    def end_all(self) -> None:
+        """Cancel the open sessions, which would stay as long as their clients like, and refuse new ones."""
         with self._lock:
+            self._ending = True
             sessions = list(self._open)
         for context in sessions:
             context.cancel()

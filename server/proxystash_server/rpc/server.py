@@ -51,7 +51,8 @@ class RpcServer:
         self._service = CacheService(manager, self._sender, max_subscribers=max_stats_streams)
         self._reflection = ReflectionSessions((SERVICE_NAME, health.SERVICE_NAME))
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rpc")
-        self._server = grpc.server(self._pool, interceptors=[ErrorBoundary()], options=_OPTIONS)
+        self._boundary = ErrorBoundary()
+        self._server = grpc.server(self._pool, interceptors=[self._boundary], options=_OPTIONS)
         pb_grpc.add_CacheServiceServicer_to_server(self._service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._reflection.add_to(self._server)
@@ -70,15 +71,23 @@ class RpcServer:
         self._server.start()
         self._health.set_all(SERVING)
 
-    def drain(self, grace: float) -> threading.Event:
-        """Begin to stop: take no new calls, end the streams, give calls under way `grace` seconds.
+    def drain(self) -> None:
+        """Begin to end: refuse new calls and end the streams, all with UNAVAILABLE, and say so in the health.
 
-        The event is set when all calls are over. Not to be called from a signal handler.
+        Calls under way go on. Clients that are connected learn in this way that they should go elsewhere;
+        once the server stops, gRPC itself turns their calls away, as CANCELLED.
         """
+        self._boundary.refuse_new_calls()
         self._health.set_all(NOT_SERVING)
         self._service.stats_hub.close()
         self._sender.end_all(SHUTTING_DOWN)
-        self._reflection.cancel_all()
+        self._reflection.end_all()
+
+    def stop(self, grace: float) -> threading.Event:
+        """Close all connections, after at most `grace` seconds for calls under way.
+
+        The event that is returned says when it is done. Not to be called from a signal handler.
+        """
         return self._server.stop(grace)
 
     def close(self) -> None:

@@ -40,28 +40,38 @@ def slow(manager: CacheManager, monkeypatch: pytest.MonkeyPatch) -> SlowLookups:
     return SlowLookups(manager, monkeypatch)
 
 
-def test_a_call_under_way_finishes_while_the_server_drains(manager: CacheManager, slow: SlowLookups) -> None:
-    with serving(manager) as server, open_channel(server.address) as channel, ThreadPoolExecutor(1) as pool:
+def test_a_draining_server_finishes_what_is_under_way_and_refuses_the_rest(
+    manager: CacheManager, slow: SlowLookups
+) -> None:
+    with (
+        serving(manager) as server,
+        open_channel(server.address) as channel,
+        ThreadPoolExecutor(1) as pool,
+    ):
         stub = pb_grpc.CacheServiceStub(channel)
         answer = pool.submit(stub.Get, pb.GetRequest(key="missing"), timeout=DEADLINE)
         assert slow.begun.wait(DEADLINE)
-        stopped = server.drain(DEADLINE)
+        server.drain()
+        for call, request in ((stub.Clear, pb.ClearRequest()), (stub.StreamStats, pb.StreamStatsRequest())):
+            refusal = refused(call, request)
+            assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+        stopped = server.stop(DEADLINE)
         assert not stopped.is_set()
-        with open_channel(server.address) as late:
-            assert (
-                refused(pb_grpc.CacheServiceStub(late).Clear, pb.ClearRequest()).code
-                is grpc.StatusCode.UNAVAILABLE
-            )
         slow.go_on.set()
         assert answer.result(DEADLINE) == pb.GetResponse()
         assert stopped.wait(DEADLINE)
 
 
 def test_a_call_that_outlasts_the_grace_period_is_cancelled(manager: CacheManager, slow: SlowLookups) -> None:
-    with serving(manager) as server, open_channel(server.address) as channel, ThreadPoolExecutor(1) as pool:
+    with (
+        serving(manager) as server,
+        open_channel(server.address) as channel,
+        ThreadPoolExecutor(1) as pool,
+    ):
         refusal = pool.submit(refused, pb_grpc.CacheServiceStub(channel).Get, pb.GetRequest(key="missing"))
         assert slow.begun.wait(DEADLINE)
-        assert server.drain(0.1).wait(DEADLINE)
+        server.drain()
+        assert server.stop(0.1).wait(DEADLINE)
         assert refusal.result(DEADLINE).code in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
         slow.go_on.set()
 

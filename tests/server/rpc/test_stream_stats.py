@@ -94,10 +94,10 @@ def test_one_stream_too_many_is_refused(manager: CacheManager) -> None:
 def test_a_drained_stream_ends_with_unavailable(server: RpcServer, stub: pb_grpc.CacheServiceStub) -> None:
     stream = stub.StreamStats(pb.StreamStatsRequest(), timeout=DEADLINE)
     next(stream)
-    stopped = server.drain(DEADLINE)
+    server.drain()
     with pytest.raises(grpc.RpcError) as caught:
         for _ in stream:
             pass
     refusal = refusal_of(caught.value)
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
-    assert stopped.wait(DEADLINE)
+    assert server.stop(10 * DEADLINE).wait(DEADLINE)
