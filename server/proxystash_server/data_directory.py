@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -60,8 +61,10 @@ class DataDirectory:
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         content = json.dumps(note).encode() + b"\n"
-        os.pwrite(self._lock, content, 0)
-        os.ftruncate(self._lock, len(content))
+        # A full disk must not keep a server from starting: it is the lock that counts.
+        with contextlib.suppress(OSError):
+            os.pwrite(self._lock, content, 0)
+            os.ftruncate(self._lock, len(content))
 
     def _describe_holder(self) -> str:
         try:

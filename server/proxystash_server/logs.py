@@ -41,7 +41,7 @@ def configure_logging(
         structlog.processors.format_exc_info,
     ]
     renderer: Processor = (
-        structlog.dev.ConsoleRenderer(colors=stream.isatty())
+        structlog.dev.ConsoleRenderer(colors=stream.isatty(), sort_keys=False)
         if human
         else structlog.processors.JSONRenderer(ensure_ascii=False, default=str)
     )

@@ -63,38 +63,46 @@ class OutgoingStream:
 class StreamSender:
     """Sends the latest message of each stream, from a few threads.
 
-    `patience` is how many seconds one send may take before its call is cancelled: by then a client has not
-    read for that long although megabytes are waiting for it. Thread-safe.
+    `patience` is how many seconds one send may take, by when a client has not read for that long although
+    much is waiting for it; its call is then cancelled. While every thread is held by such a client and others
+    wait, or when all streams are to end, it is `short_patience`. Thread-safe.
     """
 
     def __init__(
-        self, *, threads: int = 4, patience: float = 10.0, clock: Callable[[], float] = time.monotonic
+        self,
+        *,
+        threads: int = 4,
+        patience: float = 60.0,
+        short_patience: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._patience = patience
+        self._short_patience = short_patience
         self._clock = clock
+        self._senders = threads
         self._changed = threading.Condition()
         self._streams: set[OutgoingStream] = set()
         self._ready: deque[OutgoingStream] = deque()
         self._sending: set[OutgoingStream] = set()
         self._ending: Failure | None = None
         self._stopping = threading.Event()
-        self._threads = [threading.Thread(target=self._watch, name="stream-watchdog", daemon=True)]
-        for number in range(threads):
-            name = f"stream-sender-{number}"
-            self._threads.append(threading.Thread(target=self._send_ready, name=name, daemon=True))
+        self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        for thread in self._threads:
+        targets = [("stream-watchdog", self._watch)]
+        targets += [(f"stream-sender-{number}", self._send_ready) for number in range(self._senders)]
+        for name, target in targets:
+            thread = threading.Thread(target=target, name=name, daemon=True)
+            self._threads.append(thread)
             thread.start()
 
     def close(self) -> None:
-        """Stop the threads; what is not sent by now never is."""
+        """Stop the threads. All calls must be over: what is not sent by now never is."""
         with self._changed:
             self._stopping.set()
             self._changed.notify_all()
         for thread in self._threads:
-            if thread.is_alive():
-                thread.join(timeout=self._patience)
+            thread.join()
 
     def open(self, stream: OutgoingStream, on_close: Callable[[], None]) -> bool:
         """Take over a stream; False if its client has gone already. Raises RequestError once all are to end.
@@ -186,17 +194,20 @@ class StreamSender:
                 self._queue(stream)
 
     def _watch(self) -> None:
-        while not self._stopping.wait(self._patience / 4):
+        while not self._stopping.wait(self._short_patience / 2):
             for stream in self.overdue():
                 _log.warning("stream cancelled: its client does not read", peer=stream.context.peer())
                 stream.context.cancel()
 
     def overdue(self) -> list[OutgoingStream]:
-        """The streams whose client has kept a sender waiting for longer than the patience."""
+        """The streams whose client has kept a sender waiting for longer than there is patience for."""
         now = self._clock()
         with self._changed:
+            others_wait = bool(self._ready) and len(self._sending) == self._senders
+            is_short = others_wait or self._ending is not None
+            patience = self._short_patience if is_short else self._patience
             return [
                 stream
                 for stream in self._sending
-                if stream.sending_since is not None and now - stream.sending_since > self._patience
+                if stream.sending_since is not None and now - stream.sending_since > patience
             ]

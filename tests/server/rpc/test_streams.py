@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -112,7 +112,7 @@ def test_a_sender_held_by_a_client_that_does_not_read_is_freed() -> None:
     """The only sender is stuck; the watchdog cancels that call, and the others go on."""
     with (
         structlog.testing.capture_logs() as logs,
-        serving_streams(StreamSender(threads=1, patience=0.2)) as streams,
+        serving_streams(StreamSender(threads=1, patience=DEADLINE, short_patience=0.1)) as streams,
         reading(streams) as (stuck, stuck_end),
         reading(streams) as (call, end),
     ):
@@ -212,20 +212,62 @@ def test_a_stream_that_fails_is_cancelled_and_the_others_go_on(sender: StreamSen
     assert [line["event"] for line in logs] == ["stream failed"]
 
 
-def test_only_a_send_that_outlasts_the_patience_is_overdue() -> None:
-    now = 100.0
-    sender = StreamSender(threads=1, patience=5, clock=lambda: now)
-    sender.start()
-    try:
-        call = FakeCall(reading=False)
-        stream = opened(sender, call)
-        sender.offer(stream, number(1))
-        call.wait_until_sending()
-        now = 105.0
-        assert sender.overdue() == []
-        now = 105.1
-        assert sender.overdue() == [stream]
-        call.read_on()
-        call.wait_until_sent(1)
-    finally:
+class TestPatience:
+    """Two senders; 10 s of patience, 1 s while others wait or when all streams are to end."""
+
+    @pytest.fixture
+    def now(self) -> list[float]:
+        return [100.0]
+
+    @pytest.fixture
+    def sender(self, now: list[float]) -> Iterator[StreamSender]:
+        sender = StreamSender(threads=2, patience=10, short_patience=1, clock=lambda: now[0])
+        # The watchdog waits by a clock of its own, and would ask the same questions as the test.
+        sender._watch = lambda: None  # type: ignore[method-assign]
+        sender.start()
+        yield sender
         sender.close()
+
+    @pytest.fixture
+    def stuck(self, sender: StreamSender) -> Iterator[Callable[[], OutgoingStream]]:
+        """Makes streams whose client does not read, until the end of the test."""
+        calls = []
+
+        def make() -> OutgoingStream:
+            call = FakeCall(reading=False)
+            calls.append(call)
+            stream = opened(sender, call)
+            sender.offer(stream, number(1))
+            call.wait_until_sending()
+            return stream
+
+        yield make
+        for call in calls:
+            call.read_on()
+
+    def test_a_slow_client_has_time_while_nobody_waits_for_it(
+        self, sender: StreamSender, stuck: Callable[[], OutgoingStream], now: list[float]
+    ) -> None:
+        streams = {stuck(), stuck()}
+        now[0] += 10.0
+        assert sender.overdue() == []
+        now[0] += 0.1
+        assert set(sender.overdue()) == streams
+
+    def test_it_has_little_time_while_others_wait_for_it(
+        self, sender: StreamSender, stuck: Callable[[], OutgoingStream], now: list[float]
+    ) -> None:
+        first = stuck()
+        now[0] += 1.1
+        stuck()
+        sender.offer(opened(sender, FakeCall()), number(1))
+        assert sender.overdue() == [first]
+
+    def test_it_has_little_time_when_all_streams_are_to_end(
+        self, sender: StreamSender, stuck: Callable[[], OutgoingStream], now: list[float]
+    ) -> None:
+        stream = stuck()
+        sender.end_all(SHUTTING_DOWN)
+        assert sender.overdue() == []
+        now[0] += 1.1
+        assert sender.overdue() == [stream]
