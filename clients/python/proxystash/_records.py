@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import math
 import re
@@ -10,7 +9,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 from proxystash.models import CacheEntry, HealthMonitoring, HealthStatus
-from proxystash.proxies import InvalidProxyUrl, ProxyAddress, cache_key, parse_proxy_url, redact
+from proxystash.proxies import InvalidProxyUrl, ProxyAddress, cache_key, is_ipv6, parse_proxy_url, redact
 
 Record = Mapping[str, object]
 
@@ -105,7 +104,7 @@ def _address(record: Record) -> ProxyAddress:
     elif scheme is None:
         raise UnusableRecordError("no protocol")
     else:
-        text = f"{scheme}://{f'[{host}]' if _is_ipv6(host) else host}:{_port(record)}"
+        text = f"{scheme}://{f'[{host}]' if is_ipv6(host) else host}:{_port(record)}"
     try:
         address = parse_proxy_url(text)
     except InvalidProxyUrl as error:
@@ -115,14 +114,6 @@ def _address(record: Record) -> ProxyAddress:
         _credential(record, "username", address.username),
         _credential(record, "password", address.password),
     )
-
-
-def _is_ipv6(host: str) -> bool:
-    try:
-        ipaddress.IPv6Address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _port(record: Record) -> int:

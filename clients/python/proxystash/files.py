@@ -160,28 +160,33 @@ def _describe_json_error(error: Exception) -> str:
 
 def _read_csv(file: BinaryIO, path: Path, on_progress: ProgressCallback | None) -> Iterator[_Found]:
     # Bytes that are not UTF-8 become surrogates, so that they cost their own record alone.
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    rows = csv.reader(text)
-    size = os.fstat(file.fileno()).st_size
+    with io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+        rows = csv.reader(text)
+        header = _csv_header(rows, path)
+        size = os.fstat(file.fileno()).st_size
+        while True:
+            where = f"line {rows.line_num + 1}"
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield where, Rejected(where, f"not CSV: {error}", "failed")
+                continue
+            if row:
+                yield where, _csv_record(where, header, row)
+            if on_progress is not None and size:
+                on_progress(min(1.0, file.tell() / size))
+
+
+def _csv_header(rows: Iterator[list[str]], path: Path) -> list[str]:
     try:
         header = [name.strip().lower() for name in next(rows, [])]
     except csv.Error as error:
         raise ProxyFileError(f"{path} is not CSV: {error}") from None
     if not _names_a_proxy(header):
         raise ProxyFileError(f"the header row of {path} names neither proxy_url nor protocol, ip and port")
-    while True:
-        where = f"line {rows.line_num + 1}"
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield where, Rejected(where, f"not CSV: {error}", "failed")
-            continue
-        if row:
-            yield where, _csv_record(where, header, row)
-        if on_progress is not None and size:
-            on_progress(min(1.0, file.tell() / size))
+    return header
 
 
 def _names_a_proxy(header: list[str]) -> bool:

@@ -83,6 +83,15 @@ def cache_key(proxy_url: str, username: str | None = None) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()[:_KEY_DIGITS]
 
 
+def is_ipv6(text: str) -> bool:
+    """Whether a text is an IPv6 address, without brackets."""
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def redact_url(proxy_url: str) -> str:
     """Replace the userinfo of a URL, even of a malformed one, by `***`."""
     userinfo, at_sign, location = proxy_url.rpartition("@")
@@ -140,10 +149,8 @@ def _parse_location(location: str) -> tuple[str, int]:
 def _parse_ipv6(address: str) -> str:
     if "%" in address:
         raise InvalidProxyUrl("an IPv6 zone is not allowed")
-    try:
-        ipaddress.IPv6Address(address)
-    except ValueError:
-        raise InvalidProxyUrl("the text in brackets is not an IPv6 address") from None
+    if not is_ipv6(address):
+        raise InvalidProxyUrl("the text in brackets is not an IPv6 address")
     return address.lower()
 
 

@@ -18,8 +18,11 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-def parse_duration(text: str) -> timedelta:
+def parse_duration(text: str | timedelta) -> timedelta:
     """Read `90`, `90s`, `15m`, `2h`, `7d` or `500ms`; a number alone means seconds."""
+    if isinstance(text, timedelta):
+        # Typer has defaults parsed, too.
+        return text
     match = _DURATION.fullmatch(text.strip())
     if match is None:
         raise typer.BadParameter("write a duration as a number with ms, s, m, h or d, such as 15m")

@@ -153,13 +153,13 @@ def statistics_table(statistics: CacheStatistics) -> Table:
         ("hits", [f"{tier.hits:,}" for tier in tiers], f"{statistics.hits:,}"),
         ("misses", [f"{tier.misses:,}" for tier in tiers], f"{statistics.misses:,}"),
         ("hit rate", [f"{tier.hit_rate:.1%}" for tier in tiers], f"{statistics.hit_rate:.1%}"),
-        ("evicted for capacity", [f"{tier.evictions_capacity:,}" for tier in tiers], ""),
-        ("evicted by TTL", [f"{tier.evictions_ttl:,}" for tier in tiers], ""),
-        ("evicted by health", [f"{tier.evictions_health:,}" for tier in tiers], ""),
-        ("evicted as corrupt", [f"{tier.evictions_corruption:,}" for tier in tiers], ""),
+        ("evicted: capacity", [f"{tier.evictions_capacity:,}" for tier in tiers], ""),
+        ("evicted: TTL", [f"{tier.evictions_ttl:,}" for tier in tiers], ""),
+        ("evicted: health", [f"{tier.evictions_health:,}" for tier in tiers], ""),
+        ("evicted: corrupt", [f"{tier.evictions_corruption:,}" for tier in tiers], ""),
         ("errors", [f"{tier.errors:,}" for tier in tiers], ""),
-        ("read p50 / p99 / max", [_latency_text(tier.read_latency) for tier in tiers], ""),
-        ("write p50 / p99 / max", [_latency_text(tier.write_latency) for tier in tiers], ""),
+        *_latency_rows("read", [tier.read_latency for tier in tiers]),
+        *_latency_rows("write", [tier.write_latency for tier in tiers]),
         ("promotions", [""] * len(tiers), f"{statistics.promotions:,}"),
         ("demotions", [""] * len(tiers), f"{statistics.demotions:,}"),
         ("removals", [""] * len(tiers), f"{statistics.removals:,}"),
@@ -207,8 +207,12 @@ def _us(duration: timedelta) -> float:
     return duration / timedelta(microseconds=1)
 
 
-def _latency_text(latency: LatencySummary) -> str:
-    return " / ".join(_duration_text(part) for part in (latency.p50, latency.p99, latency.max))
+def _latency_rows(name: str, latencies: list[LatencySummary]) -> list[tuple[str, list[str], str]]:
+    return [
+        (f"{name} p50", [_duration_text(latency.p50) for latency in latencies], ""),
+        (f"{name} p99", [_duration_text(latency.p99) for latency in latencies], ""),
+        (f"{name} max", [_duration_text(latency.max) for latency in latencies], ""),
+    ]
 
 
 def _duration_text(duration: timedelta) -> str:

@@ -34,7 +34,7 @@ from proxystash.files import Rejected, entry_to_json, read_proxy_file
 from proxystash.models import CacheEntry, EntryError, PutResult
 
 if TYPE_CHECKING:
-    pass
+    from proxystash.client import Client
 
 _BATCH = 1000
 _SHOWN_ONE_BY_ONE = 10

@@ -1,0 +1,116 @@
+"""The asyncio client with blocking methods, so that one suite can test both clients."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from datetime import timedelta
+from typing import Any, Self, TypeVar
+
+from proxystash import (
+    AsyncClient,
+    CacheEntry,
+    CacheStatistics,
+    EntryError,
+    GetResult,
+    InvalidationResult,
+    PutResult,
+    StatsUpdate,
+)
+
+_Result = TypeVar("_Result")
+
+
+class BlockingAsyncClient:
+    """Runs each method of an AsyncClient in a loop of its own; its methods mirror those of Client."""
+
+    def __init__(self, target: str, **settings: Any) -> None:
+        self._runner = asyncio.Runner()
+        try:
+            self._client = self._run(self._connect(target, settings))
+        except BaseException:
+            self._runner.close()
+            raise
+
+    async def _connect(self, target: str, settings: dict[str, Any]) -> AsyncClient:
+        return AsyncClient(target, **settings)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        self._runner.close()
+
+    def close(self) -> None:
+        self._run(self._client.close())
+
+    def get(self, key: str, **settings: Any) -> GetResult | None:
+        return self._run(self._client.get(key, **settings))
+
+    def get_many(self, keys: Iterable[str], **settings: Any) -> list[GetResult | None]:
+        return self._run(self._client.get_many(keys, **settings))
+
+    def put(self, entry: CacheEntry, **settings: Any) -> PutResult:
+        return self._run(self._client.put(entry, **settings))
+
+    def put_many(self, entries: Iterable[CacheEntry], **settings: Any) -> list[PutResult | EntryError]:
+        return self._run(self._client.put_many(entries, **settings))
+
+    def delete(self, key: str, **settings: Any) -> bool:
+        return self._run(self._client.delete(key, **settings))
+
+    def clear(self, **settings: Any) -> int:
+        return self._run(self._client.clear(**settings))
+
+    def invalidate_by_health(self, key: str, **settings: Any) -> InvalidationResult:
+        return self._run(self._client.invalidate_by_health(key, **settings))
+
+    def stats(self, **settings: Any) -> CacheStatistics:
+        return self._run(self._client.stats(**settings))
+
+    def list(self, **settings: Any) -> Iterator[CacheEntry]:
+        return _iterate(self._runner, self._client.list(**settings))
+
+    def stream_stats(self, interval: timedelta = timedelta(seconds=1), **settings: Any) -> BlockingStream:
+        return BlockingStream(self._runner, self._client, interval, settings)
+
+    def _run(self, work: Coroutine[Any, Any, _Result]) -> _Result:
+        return self._runner.run(work)
+
+
+class BlockingStream:
+    """A statistics stream of an AsyncClient, read without a loop."""
+
+    def __init__(
+        self, runner: asyncio.Runner, client: AsyncClient, interval: timedelta, settings: dict[str, Any]
+    ) -> None:
+        self._runner = runner
+        self._stream = client.stream_stats(interval, **settings)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._runner.run(self._stream.aclose())
+
+    def __iter__(self) -> Iterator[StatsUpdate]:
+        return _iterate(self._runner, self._stream)
+
+    def __next__(self) -> StatsUpdate:
+        return next(iter(self))
+
+
+def _iterate(runner: asyncio.Runner, items: AsyncIterator[_Result]) -> Iterator[_Result]:
+    async def read() -> _Result:
+        return await anext(items)
+
+    while True:
+        try:
+            item = runner.run(read())
+        except StopAsyncIteration:
+            return
+        yield item

@@ -1,0 +1,89 @@
+"""Runs the command `proxystash` as a process, with and without a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PROGRAM = str(Path(sys.executable).with_name("proxystash"))
+_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def json_lines(self) -> list[Any]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+def environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment without settings of its own for proxystash, and with more."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PROXYSTASH_")}
+    return {**inherited, "TERM": "xterm", "COLUMNS": "120", **(env or {})}
+
+
+class Commands:
+    """Runs commands against one server."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+
+    def __call__(self, *arguments: str, stdin: str = "", env: Mapping[str, str] | None = None) -> Outcome:
+        """Run a command without a terminal."""
+        result = subprocess.run(
+            [PROGRAM, *arguments],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_SECONDS,
+            env=environment({"PROXYSTASH_TARGET": self.target, **(env or {})}),
+        )
+        return Outcome(result.returncode, result.stdout, result.stderr)
+
+    def on_terminal(self, *arguments: str, prompt: str = "", answer: str = "") -> tuple[int, str]:
+        """Run a command on a terminal; its exit code and everything that was to be seen there.
+
+        The answer is typed when the prompt is shown: what was typed before a password is asked for is lost.
+        """
+        controller, terminal = pty.openpty()
+        try:
+            process = subprocess.Popen(
+                [PROGRAM, *arguments],
+                stdin=terminal,
+                stdout=terminal,
+                stderr=terminal,
+                env=environment({"PROXYSTASH_TARGET": self.target}),
+                start_new_session=True,
+            )
+            os.close(terminal)
+            shown, answered = b"", not prompt
+            while True:
+                try:
+                    data = os.read(controller, 65536)
+                except OSError:  # how Linux tells that nobody has the terminal open any more
+                    break
+                if not data:
+                    break
+                shown += data
+                if not answered and prompt.encode() in shown:
+                    os.write(controller, f"{answer}\n".encode())
+                    answered = True
+            return process.wait(_SECONDS), shown.decode()
+        finally:
+            os.close(controller)

@@ -1,0 +1,59 @@
+"""Servers for the tests of the client: a real one, and one that fails on request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from proxystash import Client
+from tests.support.server import ServerProcess, running_server
+
+from .blocking import BlockingAsyncClient
+from .fake_service import FakeService, serving
+
+AnyClient = Client | BlockingAsyncClient
+Connect = Callable[..., AnyClient]
+
+
+@pytest.fixture(scope="session")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A real server for every test that leaves it running."""
+    with running_server(tmp_path_factory.mktemp("data")) as server:
+        yield server
+
+
+@pytest.fixture
+def target(shared_server: ServerProcess) -> str:
+    """The address of a real server that holds nothing."""
+    with Client(shared_server.target) as client:
+        client.clear()
+    return shared_server.target
+
+
+@pytest.fixture
+def service() -> FakeService:
+    return FakeService()
+
+
+@pytest.fixture
+def fake_target(service: FakeService) -> Iterator[str]:
+    """The address where `service` is served."""
+    with serving(service) as target:
+        yield target
+
+
+@pytest.fixture(params=[Client, BlockingAsyncClient], ids=["threads", "asyncio"])
+def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
+    """Makes clients of either kind, and closes them."""
+    clients: list[AnyClient] = []
+
+    def make(target: str, **settings: Any) -> AnyClient:
+        client: AnyClient = request.param(target, **settings)
+        clients.append(client)
+        return client
+
+    yield make
+    for client in clients:
+        client.__exit__(None, None, None)

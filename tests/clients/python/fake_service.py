@@ -1,0 +1,160 @@
+"""A cache service on a real socket that fails as a test tells it to, which a real server would not."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import grpc
+from google.protobuf import any_pb2
+from google.protobuf.message import Message
+from google.rpc import status_pb2
+from grpc_status import rpc_status
+
+from proxystash.proxies import cache_key
+from proxystash.v1 import cache_service_pb2 as pb
+from proxystash.v1.cache_service_pb2_grpc import CacheServiceServicer, add_CacheServiceServicer_to_server
+
+
+@dataclass
+class Fault:
+    """A status that a call fails with, with its rich details."""
+
+    code: grpc.StatusCode
+    message: str = "told to fail"
+    details: Sequence[Message] = ()
+
+    def abort(self, context: grpc.ServicerContext) -> None:
+        status = status_pb2.Status(code=self.code.value[0], message=self.message)
+        for detail in self.details:
+            packed = any_pb2.Any()
+            packed.Pack(detail)
+            status.details.append(packed)
+        context.abort_with_status(rpc_status.to_status(status))
+
+
+@dataclass
+class StreamScript:
+    """What one StreamStats call does: send these sequence numbers, then fail, stay open, or end."""
+
+    sequences: Sequence[int]
+    then: Fault | None = None
+    stay_open: bool = False
+
+
+@dataclass
+class FakeService(CacheServiceServicer):
+    """Keeps entries in a dict. Each call takes the next fault of its method, if there is one."""
+
+    faults: dict[str, deque[Fault]] = field(default_factory=dict)
+    calls: Counter[str] = field(default_factory=Counter)
+    requests: list[Message] = field(default_factory=list)
+    entries: dict[str, pb.CacheEntry] = field(default_factory=dict)
+    streams: deque[StreamScript] = field(default_factory=deque)
+    hanging: set[str] = field(default_factory=set)
+    deadlines: list[float] = field(default_factory=list)
+
+    def fail(self, method: str, fault: Fault, times: int = 1) -> None:
+        self.faults.setdefault(method, deque()).extend([fault] * times)
+
+    def _called(self, method: str, request: Message, context: grpc.ServicerContext) -> None:
+        self.calls[method] += 1
+        self.requests.append(request)
+        self.deadlines.append(context.time_remaining())
+        if method in self.hanging:
+            wait_for_end(context)
+        if faults := self.faults.get(method):
+            faults.popleft().abort(context)
+
+    def Get(self, request: pb.GetRequest, context: grpc.ServicerContext) -> pb.GetResponse:
+        self._called("Get", request, context)
+        return self._get(request.key)
+
+    def BatchGet(self, request: pb.BatchGetRequest, context: grpc.ServicerContext) -> pb.BatchGetResponse:
+        self._called("BatchGet", request, context)
+        return pb.BatchGetResponse(results=[self._get(key) for key in request.keys])
+
+    def Put(self, request: pb.PutRequest, context: grpc.ServicerContext) -> pb.PutResponse:
+        self._called("Put", request, context)
+        return self._put(request.entry)
+
+    def BatchPut(self, request: pb.BatchPutRequest, context: grpc.ServicerContext) -> pb.BatchPutResponse:
+        self._called("BatchPut", request, context)
+        return pb.BatchPutResponse(
+            results=[pb.BatchPutResult(stored=self._put(entry)) for entry in request.entries]
+        )
+
+    def Delete(self, request: pb.DeleteRequest, context: grpc.ServicerContext) -> pb.DeleteResponse:
+        self._called("Delete", request, context)
+        return pb.DeleteResponse(deleted=self.entries.pop(request.key, None) is not None)
+
+    def Clear(self, request: pb.ClearRequest, context: grpc.ServicerContext) -> pb.ClearResponse:
+        self._called("Clear", request, context)
+        cleared = len(self.entries)
+        self.entries.clear()
+        return pb.ClearResponse(cleared=cleared)
+
+    def InvalidateByHealth(
+        self, request: pb.InvalidateByHealthRequest, context: grpc.ServicerContext
+    ) -> pb.InvalidateByHealthResponse:
+        self._called("InvalidateByHealth", request, context)
+        return pb.InvalidateByHealthResponse(found=request.key in self.entries, failure_threshold=3)
+
+    def List(self, request: pb.ListRequest, context: grpc.ServicerContext) -> pb.ListResponse:
+        self._called("List", request, context)
+        after = [key for key in sorted(self.entries) if key > request.page_token]
+        page = after[: request.page_size]
+        return pb.ListResponse(
+            entries=[self.entries[key] for key in page],
+            next_page_token=page[-1] if len(after) > len(page) else "",
+        )
+
+    def GetStats(self, request: pb.GetStatsRequest, context: grpc.ServicerContext) -> pb.GetStatsResponse:
+        self._called("GetStats", request, context)
+        return pb.GetStatsResponse(statistics=pb.CacheStatistics(entries=len(self.entries)))
+
+    def StreamStats(
+        self, request: pb.StreamStatsRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.StreamStatsResponse]:
+        self._called("StreamStats", request, context)
+        script = self.streams.popleft()
+        for sequence in script.sequences:
+            yield pb.StreamStatsResponse(sequence=sequence, statistics=pb.CacheStatistics(hits=sequence))
+        if script.then is not None:
+            script.then.abort(context)
+        if script.stay_open:
+            wait_for_end(context)
+
+    def _get(self, key: str) -> pb.GetResponse:
+        entry = self.entries.get(key)
+        return pb.GetResponse() if entry is None else pb.GetResponse(entry=entry, served_by=pb.TIER_L1)
+
+    def _put(self, entry: pb.CacheEntry) -> pb.PutResponse:
+        key = entry.key or cache_key(entry.proxy_url, entry.username)
+        self.entries[key] = pb.CacheEntry(key=key)
+        self.entries[key].MergeFrom(entry)
+        return pb.PutResponse(key=key, stored_in=[pb.TIER_L1, pb.TIER_L2, pb.TIER_L3])
+
+
+def wait_for_end(context: grpc.ServicerContext) -> None:
+    """Hold a call until its client gives it up or the server stops."""
+    ended = threading.Event()
+    if context.add_callback(ended.set):
+        ended.wait(60)
+
+
+@contextmanager
+def serving(service: FakeService, address: str = "127.0.0.1:0") -> Iterator[str]:
+    """Serve on a free port; yields the target."""
+    server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
+    add_CacheServiceServicer_to_server(service, server)
+    port = server.add_insecure_port(address)
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(grace=None).wait(30)

@@ -1,0 +1,360 @@
+"""What both clients do when calls fail: what they repeat, what they never repeat, and what they raise."""
+
+from __future__ import annotations
+
+import gc
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+
+from proxystash import (
+    CacheEntry,
+    Client,
+    ClientClosedError,
+    DeadlineExceededError,
+    InternalError,
+    InvalidArgumentError,
+    ProxystashError,
+    ResourceExhaustedError,
+    RetryPolicy,
+    UnavailableError,
+)
+from proxystash.v1 import cache_service_pb2 as pb
+
+from .conftest import AnyClient, Connect
+from .fake_service import FakeService, Fault, serving
+from .test_proxies import _everything_reachable_from
+
+SECRET = "s3cr3t-p4ss"
+UNAVAILABLE = Fault(grpc.StatusCode.UNAVAILABLE, "not now")
+ENTRY = CacheEntry("http://h:1", username="ann", password=SECRET)
+QUICK = RetryPolicy(initial=0.01, multiplier=1, maximum=0.01)
+
+Call = Callable[[AnyClient], object]
+
+REPEATABLE: dict[str, Call] = {
+    "Get": lambda client: client.get("k"),
+    "BatchGet": lambda client: client.get_many(["k"]),
+    "Put": lambda client: client.put(ENTRY),
+    "BatchPut": lambda client: client.put_many([ENTRY]),
+    "List": lambda client: list(client.list()),
+    "GetStats": lambda client: client.stats(),
+}
+ONCE: dict[str, Call] = {
+    "Delete": lambda client: client.delete("k"),
+    "Clear": lambda client: client.clear(),
+    "InvalidateByHealth": lambda client: client.invalidate_by_health("k"),
+}
+
+
+@pytest.fixture
+def client(connect: Connect, fake_target: str) -> AnyClient:
+    return connect(fake_target, retry=QUICK, timeout=20)
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@pytest.mark.parametrize("method", REPEATABLE)
+def test_a_harmless_call_is_repeated_until_the_server_is_available(
+    client: AnyClient, service: FakeService, method: str
+) -> None:
+    service.fail(method, UNAVAILABLE, times=3)
+
+    REPEATABLE[method](client)
+
+    assert service.calls[method] == 4
+    assert len({request.SerializeToString() for request in service.requests}) == 1
+
+
+@pytest.mark.parametrize("method", ONCE)
+def test_a_call_that_counts_is_made_once(client: AnyClient, service: FakeService, method: str) -> None:
+    service.fail(method, UNAVAILABLE)
+
+    with pytest.raises(UnavailableError, match="not now"):
+        ONCE[method](client)
+
+    assert service.calls[method] == 1
+
+
+@pytest.mark.parametrize("method", [*REPEATABLE, *ONCE])
+def test_a_call_that_finds_no_server_waits_for_one(
+    connect: Connect, service: FakeService, free_port: int, method: str
+) -> None:
+    """Given nobody at the address, when a server starts there, then the call happens, and happens once."""
+    client = connect(f"127.0.0.1:{free_port}", retry=QUICK, timeout=30)
+    refused = threading.Event()
+    started: list[Any] = []
+
+    def start_when_refused() -> None:
+        refused.wait(30)
+        started.append(serving(service, f"127.0.0.1:{free_port}"))
+        started[0].__enter__()
+
+    starter = threading.Thread(target=start_when_refused)
+    starter.start()
+    with Client(f"127.0.0.1:{free_port}", retry=None) as probe, pytest.raises(UnavailableError):
+        probe.stats()
+    refused.set()
+    try:
+        (REPEATABLE | ONCE)[method](client)
+    finally:
+        starter.join()
+        started[0].__exit__(None, None, None)
+
+    assert service.calls[method] == 1
+
+
+@pytest.mark.parametrize("method", [*REPEATABLE, *ONCE])
+def test_a_call_that_finds_no_server_until_its_deadline_says_so(
+    connect: Connect, free_port: int, method: str
+) -> None:
+    client = connect(f"127.0.0.1:{free_port}", timeout=0.3)
+
+    with pytest.raises(UnavailableError, match="Connection refused") as caught:
+        (REPEATABLE | ONCE)[method](client)
+
+    assert str(caught.value) == f"cannot reach 127.0.0.1:{free_port} (Connection refused)"
+    assert (caught.value.code, caught.value.sent) == ("UNAVAILABLE", False)
+
+
+def test_an_address_that_does_not_exist_cannot_be_reached(connect: Connect) -> None:
+    with pytest.raises(UnavailableError, match=r"cannot reach nobody\.invalid:1") as caught:
+        connect("nobody.invalid:1", retry=None).get("k")
+
+    assert not caught.value.sent
+
+
+def test_without_a_retry_policy_nothing_is_repeated(
+    connect: Connect, service: FakeService, fake_target: str
+) -> None:
+    service.fail("Get", UNAVAILABLE)
+
+    with pytest.raises(UnavailableError) as caught:
+        connect(fake_target, retry=None).get("k")
+
+    assert service.calls["Get"] == 1
+    assert caught.value.sent
+
+
+@pytest.mark.parametrize("timeout", [0.2, 0.4])
+def test_no_call_takes_longer_than_its_deadline(
+    client: AnyClient, service: FakeService, timeout: float
+) -> None:
+    service.hanging |= {"Get", "Delete"}
+
+    for call in (client.get, client.delete):
+        with pytest.raises(DeadlineExceededError, match=rf"no answer from .* within {timeout} s") as caught:
+            call("k", timeout=timeout)
+        assert caught.value.code == caught.value.reason == "DEADLINE_EXCEEDED"
+
+    assert all(0 < left < timeout + 0.1 for left in service.deadlines)
+
+
+def test_repetitions_share_one_deadline(client: AnyClient, service: FakeService) -> None:
+    """Given a server that stays unavailable, then each repetition has less time, and that is what is told."""
+    service.fail("Get", UNAVAILABLE, times=10_000)
+
+    with pytest.raises(UnavailableError, match="not now"):
+        client.get("k", timeout=0.6)
+
+    assert service.calls["Get"] > 1
+    assert service.deadlines[-1] < 0.3 < service.deadlines[0] < 0.7
+
+
+def test_every_call_has_the_clients_deadline_unless_it_brings_its_own(
+    connect: Connect, service: FakeService, fake_target: str
+) -> None:
+    client = connect(fake_target, timeout=50)
+
+    for call in (REPEATABLE | ONCE).values():
+        call(client)
+
+    assert len(service.deadlines) == 9
+    assert all(40 < left < 51 for left in service.deadlines)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan")])
+def test_what_is_no_deadline_is_refused(connect: Connect, fake_target: str, timeout: float) -> None:
+    with pytest.raises(ValueError, match="greater than zero"):
+        connect(fake_target, timeout=timeout)
+    with pytest.raises(ValueError, match="greater than zero"):
+        connect(fake_target).get("k", timeout=timeout)
+
+
+def test_the_servers_reason_and_field_reach_the_caller(client: AnyClient, service: FakeService) -> None:
+    violation = error_details_pb2.BadRequest.FieldViolation(field="entry.proxy_url", description="no port")
+    service.fail(
+        "Put",
+        Fault(
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "no port",
+            [
+                error_details_pb2.RetryInfo(),
+                error_details_pb2.ErrorInfo(reason="SOMETHING", domain="elsewhere.example"),
+                error_details_pb2.ErrorInfo(reason="INVALID_PROXY_URL", domain="proxystash"),
+                error_details_pb2.BadRequest(field_violations=[violation]),
+            ],
+        ),
+    )
+
+    with pytest.raises(InvalidArgumentError) as caught:
+        client.put(ENTRY)
+
+    error = caught.value
+    assert (error.code, error.reason, error.field) == ("INVALID_ARGUMENT", "INVALID_PROXY_URL", "proxy_url")
+    assert str(error) == error.message == "no port"
+
+
+def test_an_item_at_fault_is_named_by_its_position_among_all(client: AnyClient, service: FakeService) -> None:
+    violation = error_details_pb2.BadRequest.FieldViolation(field="keys[7]", description="empty")
+    keys = (str(number) for number in range(2000))
+    fault = Fault(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "empty",
+        [error_details_pb2.BadRequest(field_violations=[violation])],
+    )
+    original = service._get
+
+    def fail_in_the_second_batch(key: str) -> pb.GetResponse:
+        if key == "999":
+            service.fail("BatchGet", fault)
+        return original(key)
+
+    service._get = fail_in_the_second_batch  # type: ignore[method-assign]  # a fault of one request
+
+    with pytest.raises(InvalidArgumentError) as caught:
+        client.get_many(keys)
+
+    assert caught.value.field == "keys[1007]"
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (grpc.StatusCode.INVALID_ARGUMENT, InvalidArgumentError),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, ResourceExhaustedError),
+        (grpc.StatusCode.INTERNAL, InternalError),
+        (grpc.StatusCode.UNIMPLEMENTED, ProxystashError),
+    ],
+)
+def test_each_status_has_its_exception(
+    client: AnyClient, service: FakeService, code: grpc.StatusCode, kind: type[ProxystashError]
+) -> None:
+    service.fail("Get", Fault(code))
+
+    with pytest.raises(ProxystashError) as caught:
+        client.get("k")
+
+    assert type(caught.value) is kind
+    assert (caught.value.code, caught.value.reason, caught.value.field) == (code.name, code.name, "")
+    assert service.calls["Get"] == 1
+
+
+def test_an_internal_error_carries_the_request_id(client: AnyClient, service: FakeService) -> None:
+    service.fail(
+        "Get", Fault(grpc.StatusCode.INTERNAL, "oh", [error_details_pb2.RequestInfo(request_id="0af3")])
+    )
+
+    with pytest.raises(InternalError) as caught:
+        client.get("k")
+
+    assert caught.value.request_id == "0af3"
+
+
+def test_no_exception_holds_a_credential(client: AnyClient, service: FakeService) -> None:
+    service.fail("Put", Fault(grpc.StatusCode.INTERNAL))
+
+    with pytest.raises(InternalError) as caught:
+        client.put(CacheEntry(f"http://ann:{SECRET}@h:1", password=SECRET))
+
+    assert SECRET not in repr(_everything_reachable_from(caught.value))
+
+
+def test_a_closed_client_makes_no_calls(client: AnyClient, service: FakeService) -> None:
+    client.close()
+    client.close()
+
+    for call in (REPEATABLE | ONCE).values():
+        with pytest.raises(ClientClosedError):
+            call(client)
+    with pytest.raises(ClientClosedError):
+        client.stream_stats()
+    assert not service.calls
+
+
+def test_closing_ends_a_call_that_waits(service: FakeService, fake_target: str) -> None:
+    service.hanging.add("Get")
+    client = Client(fake_target, timeout=60)
+    caught: list[BaseException] = []
+
+    def get() -> None:
+        try:
+            client.get("k")
+        except ProxystashError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=get)
+    thread.start()
+    _wait_until(lambda: service.calls["Get"] == 1)
+    client.close()
+    thread.join(30)
+
+    assert [type(error) for error in caught] == [ClientClosedError]
+
+
+def test_closing_ends_a_pause_between_repetitions(free_port: int) -> None:
+    client = Client(f"127.0.0.1:{free_port}", timeout=600, retry=RetryPolicy(500, 1, 500))
+    caught: list[BaseException] = []
+
+    def get() -> None:
+        try:
+            client.get("k")
+        except ProxystashError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=get)
+    thread.start()
+    client.close()
+    thread.join(30)
+
+    assert [type(error) for error in caught] == [ClientClosedError]
+
+
+def test_a_client_leaves_nothing_behind(service: FakeService, fake_target: str) -> None:
+    """Given many clients, each used and closed, then no thread of theirs is left."""
+    before = threading.active_count()
+    for _ in range(20):
+        with Client(fake_target) as client:
+            client.get("k")
+    gc.collect()
+
+    assert threading.active_count() <= before + 1
+
+
+def test_a_client_says_where_it_goes(fake_target: str) -> None:
+    with Client(fake_target) as client:
+        assert repr(client) == f"Client('{fake_target}')"
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_left() -> Iterator[None]:
+    yield
+    gc.collect()
