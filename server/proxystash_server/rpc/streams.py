@@ -44,7 +44,7 @@ class OutgoingStream:
     All of it is guarded by the lock of the StreamSender that opened it.
     """
 
-    __slots__ = ("closed", "context", "ending", "pending", "queued", "send", "sending_since")
+    __slots__ = ("closed", "context", "ending", "given_up", "pending", "queued", "send", "sending_since")
 
     def __init__(self, context: grpc.ServicerContext, send: Send) -> None:
         self.context = context
@@ -54,6 +54,8 @@ class OutgoingStream:
         self.queued = False
         self.sending_since: float | None = None
         self.closed = False
+        # The watchdog's own note: its call is cancelled, but `send` has not returned yet.
+        self.given_up = False
 
     def has_work(self) -> bool:
         """Whether there is something to send."""
@@ -196,6 +198,7 @@ class StreamSender:
     def _watch(self) -> None:
         while not self._stopping.wait(self._short_patience / 2):
             for stream in self.overdue():
+                stream.given_up = True
                 _log.warning("stream cancelled: its client does not read", peer=stream.context.peer())
                 stream.context.cancel()
 
@@ -209,5 +212,7 @@ class StreamSender:
             return [
                 stream
                 for stream in self._sending
-                if stream.sending_since is not None and now - stream.sending_since > patience
+                if not stream.given_up
+                and stream.sending_since is not None
+                and now - stream.sending_since > patience
             ]
