@@ -78,6 +78,15 @@ def test_what_only_the_server_sets_is_ignored_in_what_a_client_says(manager: Cac
     assert convert.read_entry(manager, message) == convert.read_entry(manager, full_message())
 
 
+def test_what_only_the_server_knows_is_told(manager: CacheManager) -> None:
+    entry = convert.read_entry(manager, full_message())
+    used = entry.model_copy(update={"access_count": 5, "evicted_from_l1": True, "last_accessed": CHECKED})
+    message = pb.CacheEntry()
+    convert.fill_entry(message, used)
+    assert (message.access_count, message.evicted_from_l1) == (5, True)
+    assert message.last_accessed.ToDatetime(UTC) == CHECKED
+
+
 def test_an_unset_status_is_unknown_and_unset_times_are_filled_in(manager: CacheManager) -> None:
     entry = convert.read_entry(manager, pb.CacheEntry(proxy_url="http://192.0.2.1:80", source="short-lived"))
     assert entry.health_status is HealthStatus.UNKNOWN

@@ -89,6 +89,12 @@ def test_a_port_that_a_server_has_is_refused(server: RpcServer, manager: CacheMa
         make(manager, f"{host}:{port}")
 
 
+def test_its_port_is_not_shared_with_a_server_that_would_share(server: RpcServer) -> None:
+    """As gRPC servers do by default; each would then get half of the calls."""
+    with ThreadPoolExecutor(1) as pool, pytest.raises(RuntimeError, match="Failed to bind"):
+        grpc.server(pool).add_insecure_port(server.address)
+
+
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
 def test_an_address_of_no_interface_is_refused(manager: CacheManager, host: str) -> None:
     with pytest.raises(BindError, match=f"^cannot listen on {host}:0: "):
