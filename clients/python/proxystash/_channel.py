@@ -8,9 +8,11 @@ from collections.abc import Sequence
 ChannelOptions = Sequence[tuple[str, object]]
 
 _OPTIONS: dict[str, object] = {
-    # A dead connection under a quiet stream is noticed within 40 seconds.
+    # A dead connection under a quiet stream is noticed within 40 seconds. The keepalive timeout alone does
+    # not do that: when another ping is under way, its own timeout counts, which is a minute by default.
     "grpc.keepalive_time_ms": 30_000,
     "grpc.keepalive_timeout_ms": 10_000,
+    "grpc.http2.ping_timeout_ms": 10_000,
     "grpc.http2.max_pings_without_data": 0,
     # gRPC waits a second and more between its attempts to connect, in which every call fails at once.
     "grpc.initial_reconnect_backoff_ms": 100,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, cast
 
 import grpc
@@ -27,6 +28,8 @@ _DETAILS_KEY = "grpc-status-details-bin"
 # How gRPC begins the details of a call that it had no connection to send on. Should its words ever change,
 # such a call is taken for one that was sent.
 _NEVER_SENT = ("failed to connect to all addresses", "DNS resolution failed", "errors resolving ")
+# What may stand after the cause: older versions add the error number, and a failed lookup ends a list.
+_CAUSE_END = re.compile(r" \(\d+\)$|\]$")
 
 _CLASSES: dict[grpc.StatusCode, type[ProxystashError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidArgumentError,
@@ -59,7 +62,7 @@ def error_from_rpc(error: grpc.RpcError, *, target: str, timeout: float) -> Prox
     if cls is DeadlineExceededError:
         return deadline_error(target, timeout)
     if cls is UnavailableError and not reason and message.startswith(_NEVER_SENT):
-        cause = message.rpartition(": ")[2].rstrip("]")
+        cause = _CAUSE_END.sub("", message.rpartition(": ")[2])
         return UnavailableError(f"cannot reach {target} ({cause})", code=code.name, sent=False)
     if cls is InternalError:
         return InternalError(message, code=code.name, reason=reason, field=field, request_id=request_id)

@@ -105,12 +105,11 @@ class BlockingStream:
 
 
 def _iterate(runner: asyncio.Runner, items: AsyncIterator[_Result]) -> Iterator[_Result]:
-    async def read() -> _Result:
-        return await anext(items)
+    async def read() -> list[_Result]:
+        """The next item; none at the end, since no task may raise StopAsyncIteration unseen."""
+        async for item in items:
+            return [item]
+        return []
 
-    while True:
-        try:
-            item = runner.run(read())
-        except StopAsyncIteration:
-            return
-        yield item
+    while found := runner.run(read()):
+        yield found[0]

@@ -22,6 +22,7 @@ from proxystash import (
     StatsUpdate,
     UnavailableError,
 )
+from proxystash._channel import channel_options
 from tests.support.server import running_server
 
 from .conftest import Connect
@@ -145,10 +146,11 @@ def test_a_stream_survives_the_cut_of_its_connection(connect: Connect, target: s
 
 
 def test_a_stream_notices_a_connection_that_has_gone_silent(connect: Connect, target: str) -> None:
-    """Given a server whose machine disappears without a word, then the stream goes on over a new connection."""
-    quick_keepalive = [("grpc.keepalive_time_ms", 300), ("grpc.keepalive_timeout_ms", 300)]
+    """Given a server whose machine disappears without a word, then the stream goes on over another."""
+    names = ("grpc.keepalive_time_ms", "grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms")
+    assert set(names) <= dict(channel_options(())).keys()
     with Relay(target) as relay:
-        client = connect(relay.target, options=quick_keepalive)
+        client = connect(relay.target, options=[(name, 300) for name in names])
         with client.stream_stats(timedelta(milliseconds=100)) as stream:
             next(stream)
             relay.silence()
