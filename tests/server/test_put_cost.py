@@ -21,8 +21,8 @@ class _Meter:
         self.sqlite_steps = 0
         connect = Database._new_connection
 
-        def counting_connection(database: Database) -> sqlite3.Connection:
-            connection = connect(database)
+        def counting_connection(database: Database, path: Path) -> sqlite3.Connection:
+            connection = connect(database, path)
             connection.set_progress_handler(self._step, 1)
             return connection
 

@@ -55,12 +55,16 @@ class AccessLog:
 
     def record_use(self, entry: CacheEntry) -> None:
         """Note `entry` as its latest use left it."""
-        self._record(entry)
-        self._has_uses = True
+        key = entry.key
+        with self._lock:
+            self._waiting[key] = entry
+            self._waiting.move_to_end(key)
+            self._has_uses = True
 
     def record_demotion(self, entry: CacheEntry) -> None:
-        """Note `entry` as it fell out of memory."""
-        self._record(entry)
+        """Note `entry` as it fell out of memory, which is no use of it."""
+        with self._lock:
+            self._waiting[entry.key] = entry
 
     @property
     def flushes(self) -> int:
@@ -109,9 +113,3 @@ class AccessLog:
                         self._waiting.move_to_end(key, last=False)
             self._flushing.clear()
             self._flushes += 1
-
-    def _record(self, entry: CacheEntry) -> None:
-        key = entry.key
-        with self._lock:
-            self._waiting[key] = entry
-            self._waiting.move_to_end(key)

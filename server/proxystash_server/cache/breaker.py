@@ -49,11 +49,13 @@ class CircuitBreaker:
             self._open_now()
             return True
 
-    def force_open(self) -> None:
-        """Open at once: the tier could not even be started."""
+    def force_open(self) -> bool:
+        """Open at once, as for a tier that could not be started; return whether it was closed before."""
         with self._lock:
-            if not self._open:
-                self._open_now()
+            if self._open:
+                return False
+            self._open_now()
+            return True
 
     def begin_probe(self) -> bool:
         """Claim the next probe, if it is due and nobody else is probing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
@@ -46,7 +46,8 @@ class CacheTierConfig(BaseModel):
 class CacheConfig(BaseModel):
     """Everything a CacheManager is made from. Times are in seconds."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # An error must not quote its input, which may be a key.
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     l1_config: CacheTierConfig = CacheTierConfig(max_entries=1000)
     l2_config: CacheTierConfig = CacheTierConfig(max_entries=5000)
@@ -54,7 +55,7 @@ class CacheConfig(BaseModel):
     l3_config: CacheTierConfig = CacheTierConfig(max_entries=None)
 
     default_ttl_seconds: int = Field(default=3600, ge=1, le=MAX_TTL_SECONDS)
-    per_source_ttl: dict[str, int] = Field(default_factory=dict)
+    per_source_ttl: dict[str, Annotated[int, Field(ge=1, le=MAX_TTL_SECONDS)]] = Field(default_factory=dict)
 
     enable_background_cleanup: bool = False
     cleanup_interval_seconds: int = Field(default=60, ge=1)

@@ -11,6 +11,7 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from pydantic import SecretStr
 
 from proxystash_server.cache.errors import EncryptionKeyError
+from proxystash_server.cache.killpoints import reach
 
 KEY_VARIABLE = "PROXYSTASH_ENCRYPTION_KEY"
 _KEY_COMMAND = 'python -c "from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())"'
@@ -30,17 +31,12 @@ class CredentialEncryptor:
 
     def __init__(self, key: bytes | None = None, previous_keys: Sequence[bytes] = ()) -> None:
         self.key = Fernet.generate_key() if key is None else key
-        fernets = []
-        for place, candidate in enumerate((self.key, *previous_keys)):
-            try:
-                fernets.append(Fernet(candidate))
-            except ValueError:
-                which = "encryption key" if place == 0 else f"previous encryption key number {place}"
-                raise EncryptionKeyError(
-                    f"the {which} is malformed: it must be 32 bytes in URL-safe base64. "
-                    f"Make one with: {_KEY_COMMAND}"
-                ) from None
-        self._cipher = MultiFernet(fernets)
+        self._cipher = MultiFernet(
+            [
+                _fernet(candidate, f"previous encryption key number {place}" if place else "encryption key")
+                for place, candidate in enumerate((self.key, *previous_keys))
+            ]
+        )
 
     def encrypt(self, secret: SecretStr) -> bytes:
         """Seal one secret; an empty one gives empty bytes."""
@@ -73,11 +69,17 @@ class CredentialEncryptor:
         return self._cipher.encrypt(_CHECK_TEXT)
 
     def passes_check(self, token: bytes) -> bool:
-        """Whether one of the keys at hand made this check token."""
+        """Whether the keys at hand open what this check token stands for.
+
+        That takes the key that made it, or every key of `make_joint_check`.
+        """
         try:
-            return self._open(token) == _CHECK_TEXT
+            text = self._open(token)
+            while text != _CHECK_TEXT:
+                text = self._open(text)
         except UnreadableCredentialsError:
             return False
+        return True
 
     def _open(self, token: bytes) -> bytes:
         try:
@@ -88,10 +90,47 @@ class CredentialEncryptor:
             ) from None
 
 
-def read_key_file(path: Path) -> bytes | None:
-    """The key in `path`, None if there is no such file.
+def make_joint_check(keys: Sequence[bytes]) -> bytes:
+    """A check token that is passed with all of `keys` only.
 
-    Raises EncryptionKeyError where others may read it.
+    A store carries it while some of its credentials are sealed under one of them and some under another.
+    """
+    token = _CHECK_TEXT
+    for key in reversed(keys):
+        token = Fernet(key).encrypt(token)
+    return token
+
+
+def keys_of_check(token: bytes, keys: Sequence[bytes]) -> set[bytes]:
+    """Those of `keys` that it takes to pass a check token; none if it cannot be passed with them."""
+    used: set[bytes] = set()
+    while token != _CHECK_TEXT:
+        for key in keys:
+            try:
+                token = Fernet(key).decrypt(token)
+            except InvalidToken:
+                continue
+            used.add(key)
+            break
+        else:
+            return set()
+    return used
+
+
+def _fernet(key: bytes, name: str) -> Fernet:
+    try:
+        return Fernet(key)
+    except ValueError:
+        raise EncryptionKeyError(
+            f"the {name} is malformed: it must be 32 bytes in URL-safe base64. Make one with: {_KEY_COMMAND}"
+        ) from None
+
+
+def read_key_file(path: Path) -> list[bytes] | None:
+    """The keys in `path`, one a line, None if there is no such file. The first seals, all of them open.
+
+    There are several only while `rotate-key` is under way. Raises EncryptionKeyError if others may read the
+    file, or if what it holds is no key.
     """
     try:
         mode = path.stat().st_mode & 0o777
@@ -99,21 +138,36 @@ def read_key_file(path: Path) -> bytes | None:
             raise EncryptionKeyError(
                 f"{path} may be read by others (mode {mode:04o}). Make it private first: chmod 600 {path}"
             )
-        return path.read_bytes().strip()
+        keys = path.read_bytes().split()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise EncryptionKeyError(f"{path} cannot be read: {error.strerror}") from None
+    if not keys:
+        raise EncryptionKeyError(
+            f"{path} is empty. Put the key back; if there are no credentials yet, delete the file"
+        )
+    for number, key in enumerate(keys, start=1):
+        _fernet(key, f"key in line {number} of {path}")
+    return keys
 
 
 def create_key_file(path: Path, key: bytes) -> None:
-    """Write `key` to a new file that only its owner may read, and sync it; raises EncryptionKeyError."""
+    """Write `key` to a new file that only its owner may read, and sync it; raises EncryptionKeyError.
+
+    The file appears whole or not at all, and replaces none.
+    """
+    temporary = path.with_name(path.name + ".new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        temporary.unlink(missing_ok=True)
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(key + b"\n")
             file.flush()
             os.fsync(file.fileno())
+        reach("key.before_link")
+        path.hardlink_to(temporary)
+        temporary.unlink()
         directory = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(directory)

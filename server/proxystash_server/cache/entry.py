@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields as dataclass_fields
@@ -22,7 +23,9 @@ from proxystash_server.cache.limits import (
     check_key,
     check_source,
     check_ttl,
+    check_uses,
     checked_credential,
+    checked_health_status,
     checked_labels,
     checked_monitoring,
 )
@@ -134,12 +137,11 @@ class CacheEntry(_Fields):
         fetched = wall_clock() if fetch_time is None else to_microseconds(fetch_time)
         if ttl_seconds is None and expires_at is None:
             raise InvalidEntryError("ttl", "INVALID_TTL", "an entry needs ttl_seconds or expires_at")
+        ttl = 0
         if ttl_seconds is not None:
-            check_ttl(round(ttl_seconds * SECOND_US))
-        if expires_at is not None:
-            expires = to_microseconds(expires_at)
-        else:
-            expires = fetched + round((ttl_seconds or 0) * SECOND_US)
+            ttl = round(ttl_seconds * SECOND_US) if math.isfinite(ttl_seconds) else 0
+            check_ttl(ttl)
+        expires = fetched + ttl if expires_at is None else to_microseconds(expires_at)
         made = make_entry(
             proxy_url,
             key=key,
@@ -150,7 +152,7 @@ class CacheEntry(_Fields):
             expires_at_us=expires,
             last_accessed_us=fetched if last_accessed is None else to_microseconds(last_accessed),
             access_count=access_count,
-            health_status=HealthStatus(health_status),
+            health_status=checked_health_status(health_status),
             failure_count=failure_count,
             evicted_from_l1=evicted_from_l1,
             health_monitoring=health_monitoring,
@@ -276,6 +278,7 @@ def make_entry(
     check_source(source)
     check_fetch_time(fetch_time_us)
     check_failure_count(failure_count)
+    check_uses(access_count, last_accessed_us)
     entry = _Fields()
     entry.key = key
     entry.proxy_url = address.url

@@ -46,3 +46,7 @@ class TierError(CacheError):
     Raised by tiers, handled by the manager, which goes on with the other tiers; callers of the manager never
     see it.
     """
+
+
+class TierLostError(TierError):
+    """What the tier keeps its entries in is damaged or gone: it is skipped at once."""

@@ -5,18 +5,35 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, ParamSpec, TypeVar
 
+from proxystash_server.cache.access_log import Access
 from proxystash_server.cache.breaker import CircuitBreaker
-from proxystash_server.cache.errors import TierError
+from proxystash_server.cache.config import CacheTierType
+from proxystash_server.cache.errors import TierError, TierLostError
 from proxystash_server.cache.statistics import StatisticsRecorder
-from proxystash_server.cache.tiers.base import EVERYTHING, DurableTier
+from proxystash_server.cache.tiers.base import EVERYTHING, DurableTier, Write
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
+
+
+@dataclass(slots=True)
+class WriteOutcome:
+    """What became of a change.
+
+    Whether anyone took it, which disk tiers did, which of them held its keys before, what had to make room.
+    """
+
+    taken: bool = False
+    stored_in: list[CacheTierType] = field(default_factory=list)
+    held: dict[CacheTierType, int] = field(default_factory=dict)
+    held_keys: set[str] = field(default_factory=set)
+    evicted: dict[CacheTierType, list[str]] = field(default_factory=dict)
 
 
 class DiskLevel:
@@ -29,11 +46,17 @@ class DiskLevel:
         self._statistics = statistics
         self._lock = threading.Lock()
         self._missed: dict[str, int] = {}
+        self._missed_uses: dict[str, Access] = {}
 
     @property
     def enabled(self) -> bool:
         """Whether the configuration wants this tier."""
         return self.tier.enabled
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the tier can be used, though perhaps not for every key."""
+        return self.enabled and not self.breaker.is_open
 
     @property
     def works(self) -> bool:
@@ -83,6 +106,22 @@ class DiskLevel:
         fields = {"tier": str(self.name), "backend": self.tier.backend}
         return fields if error is None else {**fields, "error": str(error)}
 
+    def add_missed_uses(self, accesses: Iterable[Access]) -> None:
+        """The tier was not told of these uses."""
+        with self._lock:
+            self._missed_uses.update((access.key, access) for access in accesses)
+
+    def tell_missed_uses(self) -> bool:
+        """Tell the tier of the uses it missed; whether that worked."""
+        with self._lock:
+            accesses = list(self._missed_uses.values())
+            self._missed_uses.clear()
+        if not accesses or self.write(self.tier.touch, accesses):
+            return True
+        with self._lock:
+            self._missed_uses = {**{access.key: access for access in accesses}, **self._missed_uses}
+        return False
+
     def attempt(
         self,
         kind: Literal["read", "write"],
@@ -99,9 +138,7 @@ class DiskLevel:
         try:
             result = operation(*args, **kwargs)
         except TierError as error:
-            self._statistics.record_error(self.name)
-            if self.breaker.record_failure():
-                logger.warning("tier degraded", extra=self.describe(error))
+            self._record_failure(error)
             return False, default
         self.breaker.record_success()
         self._statistics.latency(self.name, kind).record(time.perf_counter_ns() - started)
@@ -112,3 +149,73 @@ class DiskLevel:
     ) -> bool:
         """Attempt a write whose result is of no interest; whether it worked."""
         return self.attempt("write", None, operation, *args, **kwargs)[0]
+
+    def apply(self, writes: Sequence[Write], outcome: WriteOutcome) -> bool:
+        """Attempt changes, and add what became of them to `outcome`; whether it worked."""
+        worked, applied = self.attempt("write", [], self.tier.apply, writes)
+        if not worked:
+            return False
+        outcome.stored_in.append(self.name)
+        held = {write.key for write, one in zip(writes, applied, strict=True) if one.existed}
+        outcome.held[self.name] = outcome.held.get(self.name, 0) + len(held)
+        outcome.held_keys |= held
+        outcome.evicted[self.name] = [key for one in applied for key in one.evicted]
+        return True
+
+    def tend(self, operation: Callable[[], object]) -> None:
+        """Run background work: a failure counts, but that it worked says nothing, since it may be idle."""
+        try:
+            operation()
+        except TierError as error:
+            self._record_failure(error)
+
+    def give_up(self, error: TierError) -> None:
+        """Skip the tier from now on, whatever it did before."""
+        if self.breaker.force_open():
+            logger.warning("tier degraded", extra=self.describe(error))
+
+    def _record_failure(self, error: TierError) -> None:
+        self._statistics.record_error(self.name)
+        if isinstance(error, TierLostError):
+            self.give_up(error)
+        elif self.breaker.record_failure():
+            logger.warning("tier degraded", extra=self.describe(error))
+
+
+class DiskPair:
+    """L2 and L3, and the backlog that each keeps for the other."""
+
+    def __init__(self, l2: DiskLevel, l3: DiskLevel) -> None:
+        self.l2 = l2
+        self.l3 = l3
+        self.levels = (l2, l3)
+
+    @property
+    def both_open(self) -> bool:
+        """Whether both can be used."""
+        return self.l2.is_open and self.l3.is_open
+
+    def other(self, level: DiskLevel) -> DiskLevel:
+        """The partner of a tier."""
+        return self.l3 if level is self.l2 else self.l2
+
+    def note_missed(self, level: DiskLevel, marks: Mapping[str, int]) -> None:
+        """Put changes on a tier's backlog after the fact, in a commit of their own."""
+        level.add_missed(marks)
+        other = self.other(level)
+        if other.is_open:
+            other.write(other.tier.extend_backlog, marks)
+
+    def settle(self, level: DiskLevel, keys: Iterable[str]) -> None:
+        """Take keys off a tier's backlog: it has caught up on them."""
+        settled = level.drop_missed(keys)
+        other = self.other(level)
+        if settled and other.is_open:
+            # If this fails, the marks stay on disk; after a restart they are recognized as outlived.
+            other.write(other.tier.settle, settled)
+
+    def close(self) -> None:
+        """Close both tiers."""
+        for level in self.levels:
+            if level.enabled:
+                level.tier.close()

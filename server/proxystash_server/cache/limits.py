@@ -6,12 +6,14 @@ Each check raises InvalidEntryError, which names the field.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
 
 from pydantic import SecretStr
 
-from proxystash.models import HealthMonitoring
+from proxystash.models import HealthMonitoring, HealthStatus
+from proxystash.proxies import redact
 from proxystash_server.cache.config import MAX_TTL_SECONDS
 from proxystash_server.cache.errors import InvalidEntryError
 
@@ -25,11 +27,21 @@ MAX_HEALTH_ERROR_LENGTH: Final = 1024
 MAX_COUNT: Final = 2**31 - 1
 
 SECOND_US: Final = 1_000_000
+# A count of uses or a time in microseconds: room for any year, and no overflow in any store or client.
+MAX_USE: Final = 2**58
 MIN_TTL_US: Final = SECOND_US
 MAX_TTL_US: Final = MAX_TTL_SECONDS * SECOND_US
 # 9000-01-01: with the longest TTL added, still a year that every client can represent.
 _LATEST_US: Final = 221_845_392_000 * SECOND_US
 
+# As wide as the contract has them.
+_MONITORING_COUNTS: Final = {
+    "consecutive_health_failures": MAX_COUNT,
+    "consecutive_health_successes": MAX_COUNT,
+    "recovery_attempt": MAX_COUNT,
+    "total_health_checks": 2**63 - 1,
+    "total_health_check_failures": 2**63 - 1,
+}
 NO_LABELS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
@@ -84,12 +96,33 @@ def check_fetch_time(fetch_time_us: int) -> None:
         )
 
 
+def check_uses(access_count: int, last_accessed_us: int) -> None:
+    """Not negative, and with room to grow."""
+    if not 0 <= access_count <= MAX_USE:
+        raise InvalidEntryError("access_count", "INVALID_ACCESS_COUNT", "access_count must be 0 to 2**58")
+    if not 0 <= last_accessed_us <= _LATEST_US:
+        raise InvalidEntryError(
+            "last_accessed", "INVALID_LAST_ACCESSED", "last_accessed must lie between 1970 and 9000"
+        )
+
+
 def check_failure_count(failure_count: int) -> None:
     """What an int32 holds, not negative."""
     if not 0 <= failure_count <= MAX_COUNT:
         raise InvalidEntryError(
             "failure_count", "INVALID_FAILURE_COUNT", "failure_count must be 0 to 2,147,483,647"
         )
+
+
+def checked_health_status(status: HealthStatus | str) -> HealthStatus:
+    """A health status or its word."""
+    try:
+        return HealthStatus(status)
+    except ValueError:
+        words = ", ".join(HealthStatus)
+        raise InvalidEntryError(
+            "health_status", "INVALID_HEALTH_STATUS", f"health_status must be one of {words}"
+        ) from None
 
 
 def checked_credential(field: str, given: str | None, in_url: str | None) -> SecretStr | None:
@@ -136,17 +169,11 @@ def checked_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def checked_monitoring(monitoring: HealthMonitoring) -> HealthMonitoring:
-    """The same health monitoring; raises InvalidEntryError."""
-    for name in (
-        "consecutive_health_failures",
-        "consecutive_health_successes",
-        "recovery_attempt",
-        "total_health_checks",
-        "total_health_check_failures",
-    ):
-        if not 0 <= getattr(monitoring, name) <= 2**63 - 1:
+    """The health monitoring as it is kept: without a credential that its error message quotes."""
+    for name, most in _MONITORING_COUNTS.items():
+        if not 0 <= getattr(monitoring, name) <= most:
             raise InvalidEntryError(
-                f"health_monitoring.{name}", "INVALID_HEALTH_MONITORING", f"{name} must not be negative"
+                f"health_monitoring.{name}", "INVALID_HEALTH_MONITORING", f"{name} must be 0 to {most:,}"
             )
     error = monitoring.last_health_error
     if error is not None:
@@ -160,4 +187,5 @@ def checked_monitoring(monitoring: HealthMonitoring) -> HealthMonitoring:
         check_text(
             "health_monitoring.last_health_error", "INVALID_HEALTH_MONITORING", " ".join(error.split())
         )
+        monitoring = replace(monitoring, last_health_error=redact(error))
     return monitoring

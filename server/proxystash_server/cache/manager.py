@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +14,6 @@ from proxystash_server.cache import transfer
 from proxystash_server.cache.access_log import AccessLog, combine
 from proxystash_server.cache.config import CacheConfig, CacheTierType
 from proxystash_server.cache.credentials import CredentialEncryptor
-from proxystash_server.cache.disk import DiskTiers, WriteOutcome
 from proxystash_server.cache.entry import (
     CacheEntry,
     Clock,
@@ -27,9 +25,10 @@ from proxystash_server.cache.entry import (
 )
 from proxystash_server.cache.errors import CacheClosedError, CacheUnavailableError, InvalidEntryError
 from proxystash_server.cache.keylocks import KeyLocks
-from proxystash_server.cache.limits import SECOND_US, check_ttl
+from proxystash_server.cache.level import WriteOutcome
+from proxystash_server.cache.limits import SECOND_US, check_key, check_ttl, checked_credential
 from proxystash_server.cache.maintenance import Maintenance
-from proxystash_server.cache.setup import make_disk_levels, unlock
+from proxystash_server.cache.setup import make_disk_pair, unlock
 from proxystash_server.cache.stack import TierStack
 from proxystash_server.cache.statistics import (
     CacheStatistics,
@@ -90,18 +89,14 @@ class CacheManager:
         self._clock = clock
         self._locks = KeyLocks()
         self._closed = False
-        # Numbers every change. Starting at the time, the numbers are above those of any earlier run.
-        self._versions = itertools.count(time.time_ns())
         recorder = StatisticsRecorder if config.enable_statistics else SilentStatistics
         self._statistics = recorder(clock(), monotonic)
-        self.encryptor: CredentialEncryptor = unlock(config)
+        self.encryptor: CredentialEncryptor
+        self.encryptor, keep_key_file = unlock(config)
         access_log = AccessLog()
         l1 = MemoryCacheTier(config.l1_config, CacheTierType.L1, access_log, clock)
-        l2, l3 = make_disk_levels(
-            config, self.encryptor, clock, monotonic, self._statistics, self._on_corruption
-        )
-        disk = DiskTiers(l2, l3, self._locks, l1, self._versions)
-        self._stack = TierStack(l1, disk, access_log, self._locks, self._statistics, clock)
+        pair = make_disk_pair(config, self.encryptor, clock, monotonic, self._statistics, self._on_corruption)
+        self._stack = TierStack(l1, pair, access_log, self._locks, self._statistics, clock, keep_key_file)
         self._stack.open()
         self._maintenance = Maintenance(self) if background else None
         if self._maintenance is not None:
@@ -173,7 +168,8 @@ class CacheManager:
                 address = parse_proxy_url(proxy_url)
             except InvalidProxyUrl as error:
                 raise InvalidEntryError("proxy_url", "INVALID_PROXY_URL", str(error)) from None
-            key = cache_key(address.url, username or address.username)
+            name = checked_credential("username", username, address.username)
+            key = cache_key(address.url, None if name is None else name.get_secret_value())
         return make_entry(
             proxy_url,
             key=key,
@@ -234,6 +230,8 @@ class CacheManager:
 
         The failure count of an entry that is replaced goes on, unless the new one is healthy.
         """
+        if key != entry.key:
+            check_key(key)
         return self._store([(key, entry)])[0]
 
     def put_many(self, entries: Sequence[CacheEntry]) -> list[StoredIn]:
@@ -246,6 +244,7 @@ class CacheManager:
     def delete(self, key: str) -> bool:
         """Remove an entry from every tier; whether any held it."""
         self._check_open()
+        check_key(key)
         with self._locks.hold(key):
             held = bool(self._stack.remove([key]))
         if held:
@@ -256,8 +255,9 @@ class CacheManager:
         """Remove every entry from every tier; how many distinct ones there were."""
         self._check_open()
         with self._locks.hold_all():
-            count = self._stack.disk.entries(self._stack.l1.size())
-            self._stack.disk.clear()
+            count = self._stack.entries()
+            if not self._stack.disk.clear():
+                raise CacheUnavailableError("no tier could take the change; try again")
             self._stack.l1.clear()
             self._stack.access_log.clear()
             self._statistics.record_removals(count)
@@ -269,6 +269,7 @@ class CacheManager:
         Raises CacheUnavailableError if no tier could take the change.
         """
         self._check_open()
+        check_key(key)
         outcome = WriteOutcome()
         with self._locks.hold(key):
             entry = self._stack.current(key)
@@ -283,10 +284,8 @@ class CacheManager:
                 self._statistics.record_evictions(EvictionCause.HEALTH, self._stack.remove([key]))
             else:
                 changed = with_health(entry, HealthStatus.UNHEALTHY, failures)
-                changed = stamped(changed, key, next(self._versions), failures, entry.sealed)
-                outcome = self._stack.write([(key, changed)])
-                if self._stack.l1.update(key, changed) is None and not outcome.stored_in:
-                    raise CacheUnavailableError("no tier could record the failure; try again")
+                changed = stamped(changed, key, self._stack.versions.next(), failures, entry.sealed)
+                outcome = self._stack.rewrite(entry, changed)
         self._stack.drop_evicted(outcome)
         if evict:
             logger.info("entry evicted by health", extra={"key": key, "failure_count": failures})
@@ -295,9 +294,8 @@ class CacheManager:
     def cleanup_expired(self) -> int:
         """Remove every expired entry, a batch at a time; how many distinct ones there were."""
         removed = 0
-        tiers = [level.tier for level in self._stack.disk.levels[::-1] if level.works]
-        for tier in (*tiers, self._stack.l1) if self._stack.l1.enabled else tiers:
-            while keys := tier.expired_keys(self._clock(), EXPIRY_BATCH):
+        for expired_keys in self._stack.expired_key_sources():
+            while keys := expired_keys(self._clock(), EXPIRY_BATCH):
                 expired = self._expire(keys)
                 removed += expired
                 if not expired:
@@ -319,9 +317,8 @@ class CacheManager:
             )
             for tier in (self._stack.l1, self.l2_tier, self.l3_tier)
         }
-        return self._statistics.snapshot(
-            self._clock(), facts, self._stack.disk.entries(self._stack.l1.size())
-        )
+        entries = self._stack.disk.entries({tier: fact.entries for tier, fact in facts.items()})
+        return self._statistics.snapshot(self._clock(), facts, entries)
 
     def maintain(self) -> None:
         """One round of background work.
@@ -368,6 +365,7 @@ class CacheManager:
             raise CacheClosedError("the cache is closed")
 
     def _lookup_below(self, key: str) -> Lookup:
+        check_key(key)
         with self._locks.hold(key):
             self._check_open()
             now = self._clock()
@@ -391,6 +389,8 @@ class CacheManager:
                 self._statistics.record_lookup(None, missed, 0)
                 return _MISS
             entry = accessed(entry, now)
+            # Before it is in memory, where the next use of it may come at once.
+            self._stack.access_log.record_use(entry)
             outcome = WriteOutcome()
             if served_by is CacheTierType.L3 and not self._stack.postponed(key):
                 outcome = self._stack.disk.promote(entry)
@@ -398,7 +398,6 @@ class CacheManager:
             if self._stack.l1.enabled:
                 self._stack.put_in_l1(entry)
                 promotions += 1
-            self._stack.access_log.record_use(entry)
             self._statistics.record_lookup(served_by, missed, promotions)
         self._stack.drop_evicted(outcome)
         return Lookup(entry, served_by)
@@ -413,27 +412,43 @@ class CacheManager:
                 failures = 0
                 if entry.health_status is not HealthStatus.HEALTHY:
                     # Only a success starts the count over; being found again on a list is none.
-                    before = changes.get(key) or self._stack.current(key)
-                    failures = max(entry.failure_count, self._failures_of(before))
-                changes[key] = stamped(entry, key, next(self._versions), failures, token)
+                    failures = max(entry.failure_count, self._failures_of(key, changes.get(key)))
+                changes[key] = stamped(entry, key, self._stack.versions.next(), failures, token)
             outcome = self._stack.write(list(changes.items()))
-            stored_in = outcome.stored_in
+            pushed_out = {tier: set(outcome.evicted.get(tier, ())) for tier in outcome.stored_in}
             if self._stack.l1.enabled:
+                pushed_out[CacheTierType.L1] = set()
                 for entry in changes.values():
-                    self._stack.put_in_l1(entry)
-                stored_in = [CacheTierType.L1, *stored_in]
+                    pushed_out[CacheTierType.L1].update(self._stack.put_in_l1(entry))
         self._stack.drop_evicted(outcome)
-        return [tuple(sorted(stored_in))] * len(entries)
+        authority = self._stack.disk.authority
+        gone = set() if authority is None else pushed_out.get(authority.name, set())
+        # A batch may push out what it has just brought in.
+        return [
+            () if key in gone else tuple(sorted(tier for tier, keys in pushed_out.items() if key not in keys))
+            for key, _ in entries
+        ]
 
-    def _failures_of(self, entry: CacheEntry | None) -> int:
+    def _failures_of(self, key: str, entry: CacheEntry | None) -> int:
+        try:
+            entry = entry or self._stack.current(key)
+        except CacheUnavailableError:
+            # A put must not fail because a tier cannot tell what it would replace.
+            return 0
         return 0 if entry is None or self._stack.is_expired(entry) else entry.failure_count
 
     def _expire(self, keys: Iterable[str]) -> int:
         with self._locks.hold_many(keys) as held:
-            entries = [self._stack.current(key) for key in held]
+            try:
+                entries = [self._stack.current(key) for key in held]
+            except CacheUnavailableError:
+                # Left to the next round of the cleaner.
+                return 0
             expired = [entry.key for entry in entries if entry is not None and self._stack.is_expired(entry)]
             return len(expired) if expired and self._stack.remove_expired(expired) else 0
 
-    def _on_corruption(self, tier: CacheTierType, reason: str) -> None:
+    def _on_corruption(self, tier: CacheTierType, key: str | None, reason: str) -> None:
         self._statistics.record_evictions(EvictionCause.CORRUPTION, {tier: 1})
+        if key is not None:
+            self._stack.disk.note_loss(tier, key)
         logger.warning("record set aside", extra={"tier": str(tier), "reason": reason})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from cryptography.fernet import Fernet
 
@@ -16,8 +17,9 @@ from proxystash_server.cache.credentials import (
 )
 from proxystash_server.cache.entry import Clock
 from proxystash_server.cache.errors import EncryptionKeyError, TierError
-from proxystash_server.cache.level import DiskLevel
+from proxystash_server.cache.level import DiskLevel, DiskPair
 from proxystash_server.cache.statistics import StatisticsRecorder
+from proxystash_server.cache.tiers.absent import AbsentTier
 from proxystash_server.cache.tiers.base import DurableTier, OnCorruption
 from proxystash_server.cache.tiers.jsonl import JsonlCacheTier
 from proxystash_server.cache.tiers.sqlite import SQLiteCacheTier
@@ -25,25 +27,19 @@ from proxystash_server.cache.tiers.sqlite import SQLiteCacheTier
 L2_DATABASE = "l2.db"
 
 
-def unlock(config: CacheConfig) -> CredentialEncryptor:
-    """The encryptor for the configured key, proven against what is on disk.
+def unlock(config: CacheConfig) -> tuple[CredentialEncryptor, Callable[[], None]]:
+    """The encryptor for the configured key, proven against what is on disk, and what keeps its file in place.
 
     The key is the configured one, else that of the key file, else a new one, which goes to the key file.
     Raises EncryptionKeyError, having changed nothing, if the stores were sealed under another key.
     """
-    key = None if config.encryption_key is None else config.encryption_key.get_secret_value().encode()
-    previous = [secret.get_secret_value().encode() for secret in config.previous_encryption_keys]
-    origin = KEY_VARIABLE
-    path = config.encryption_key_file or config.l3_database_path.parent / "secret.key"
-    is_new = False
-    if key is None:
-        key = read_key_file(path)
-        origin = str(path)
-        if key is None:
-            key = Fernet.generate_key()
-            is_new = True
-    encryptor = CredentialEncryptor(key, previous)
-    for tier in _make_tiers(config, encryptor, lambda: 0, lambda _tier, _reason: None):
+    path = key_file(config)
+    keys, origin = find_keys(config)
+    is_new = not keys
+    if is_new:
+        keys = [Fernet.generate_key()]
+    encryptor = CredentialEncryptor(keys[0], [*keys[1:], *previous_keys(config)])
+    for tier in make_tiers(config, encryptor, lambda: 0, lambda _tier, _key, _reason: None):
         try:
             check = tier.stored_key_check()
         except TierError:
@@ -58,32 +54,63 @@ def unlock(config: CacheConfig) -> CredentialEncryptor:
             )
         raise EncryptionKeyError(
             f"the key in {origin} is not the one that {tier.tier_type} was sealed under. Give that key in "
-            f"{KEY_VARIABLE}, or beside a newer one in {KEY_VARIABLE}_PREVIOUS"
+            f"{KEY_VARIABLE}, or beside a newer one in {KEY_VARIABLE}_PREVIOUS; both are needed while a "
+            "rotate-key is unfinished"
         )
-    if is_new:
-        create_key_file(path, key)
-    return encryptor
+
+    def keep_key_file() -> None:
+        # What is sealed must not outlive its key, even where the directory was deleted under a running cache.
+        if config.encryption_key is None and not path.exists():
+            create_key_file(path, encryptor.key)
+
+    keep_key_file()
+    return encryptor, keep_key_file
 
 
-def make_disk_levels(
+def key_file(config: CacheConfig) -> Path:
+    """Where the key is kept that is not configured."""
+    return config.encryption_key_file or config.l3_database_path.parent / "secret.key"
+
+
+def find_keys(config: CacheConfig) -> tuple[list[bytes], str]:
+    """The keys in use, the one that seals first, and where they come from; none if there are none yet.
+
+    Raises EncryptionKeyError for a key file that is loose, empty or malformed.
+    """
+    if config.encryption_key is not None:
+        return [config.encryption_key.get_secret_value().encode()], KEY_VARIABLE
+    path = key_file(config)
+    return read_key_file(path) or [], str(path)
+
+
+def previous_keys(config: CacheConfig) -> list[bytes]:
+    """The keys that are configured beside the one that seals."""
+    return [secret.get_secret_value().encode() for secret in config.previous_encryption_keys]
+
+
+def make_disk_pair(
     config: CacheConfig,
     encryptor: CredentialEncryptor,
     clock: Clock,
     monotonic: Callable[[], float],
     statistics: StatisticsRecorder,
     on_corruption: OnCorruption,
-) -> tuple[DiskLevel, DiskLevel]:
+) -> DiskPair:
     """L2 and L3, not opened yet."""
-    l2, l3 = _make_tiers(config, encryptor, clock, on_corruption)
-    return (
+    l2, l3 = (
+        tier if tier.enabled else AbsentTier(tier.config, tier.tier_type, tier.backend)
+        for tier in make_tiers(config, encryptor, clock, on_corruption)
+    )
+    return DiskPair(
         DiskLevel(l2, CircuitBreaker(monotonic), statistics),
         DiskLevel(l3, CircuitBreaker(monotonic), statistics),
     )
 
 
-def _make_tiers(
+def make_tiers(
     config: CacheConfig, encryptor: CredentialEncryptor, clock: Clock, on_corruption: OnCorruption
 ) -> tuple[DurableTier, DurableTier]:
+    """L2 and L3 by themselves, not opened yet, whether they are switched on or not."""
     l2: DurableTier
     if config.l2_backend is L2BackendType.JSONL:
         l2 = JsonlCacheTier(

@@ -5,16 +5,20 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from proxystash_server.cache.access_log import AccessLog, combine
 from proxystash_server.cache.config import CacheTierType
-from proxystash_server.cache.disk import Change, DiskTiers, WriteOutcome
-from proxystash_server.cache.entry import CacheEntry, Clock
+from proxystash_server.cache.disk import Change, DiskTiers
+from proxystash_server.cache.entry import CacheEntry, Clock, with_access
+from proxystash_server.cache.errors import CacheUnavailableError
 from proxystash_server.cache.keylocks import KeyLocks
+from proxystash_server.cache.level import DiskLevel, DiskPair, WriteOutcome
+from proxystash_server.cache.recovery import Recovery
 from proxystash_server.cache.statistics import EvictionCause, StatisticsRecorder
 from proxystash_server.cache.tiers.memory import MemoryCacheTier
+from proxystash_server.cache.versions import Versions
 
 _FLUSH_BATCH: Final = 500
 _MOST_POSTPONED: Final = 10_000
@@ -30,14 +34,18 @@ class TierStack:
     def __init__(
         self,
         l1: MemoryCacheTier,
-        disk: DiskTiers,
+        pair: DiskPair,
         access_log: AccessLog,
         locks: KeyLocks,
         statistics: StatisticsRecorder,
         clock: Clock,
+        keep_key_file: Callable[[], None],
     ) -> None:
+        self.versions = Versions()
         self.l1 = l1
-        self.disk = disk
+        self.disk = DiskTiers(pair, l1, self.versions)
+        self._pair = pair
+        self._recovery = Recovery(pair, l1, locks, self.versions, keep_key_file, self.drop_evicted)
         self.access_log = access_log
         self._locks = locks
         self._statistics = statistics
@@ -51,29 +59,48 @@ class TierStack:
 
     def open(self) -> None:
         """Open the disk tiers, and make them fit their configured sizes; raises StoreError."""
-        self.disk.open()
+        self._recovery.open()
         self.trim()
 
     def close(self) -> None:
         """Flush and close the disk tiers."""
         self.flush_accesses()
-        self.disk.close()
+        self._pair.close()
 
     def maintain(self) -> None:
         """One round of background work; takes the locks it needs."""
         self.flush_accesses()
         for _ in range(len(self._to_make_up_for)):
             self._make_up_for(self._to_make_up_for.popleft())
-        self.disk.maintain()
+        self._recovery.maintain()
 
     def flush_accesses(self) -> None:
         """Bring the access counts that are only in memory to the disk tiers."""
         with self._flush_lock:
-            while batch := self.access_log.begin_flush(_FLUSH_BATCH):
-                written = self.disk.touch(batch)
-                self.access_log.end_flush(written=written)
+            # As many as there are now: what comes in meanwhile is for the next flush.
+            for _ in range(0, len(self.access_log), _FLUSH_BATCH):
+                written = False
+                batch = self.access_log.begin_flush(_FLUSH_BATCH)
+                try:
+                    written = self.disk.touch(batch)
+                finally:
+                    self.access_log.end_flush(written=written)
                 if not written:
                     return
+
+    def entries(self) -> int:
+        """How many distinct entries there are."""
+        sizes = {tier.tier_type: tier.size() for tier in (self.l1, self.disk.l2.tier, self.disk.l3.tier)}
+        return self.disk.entries(sizes)
+
+    def expired_key_sources(self) -> list[Callable[[int, int], list[str]]]:
+        """What finds expired keys, as a tier's `expired_keys` does, in each tier that works."""
+
+        def find(level: DiskLevel) -> Callable[[int, int], list[str]]:
+            return lambda now_us, limit: level.attempt("read", [], level.tier.expired_keys, now_us, limit)[1]
+
+        sources = [find(level) for level in self.disk.levels[::-1] if level.works]
+        return [*sources, self.l1.expired_keys]
 
     # -- one key
 
@@ -94,7 +121,7 @@ class TierStack:
     def write(self, changes: Sequence[Change]) -> WriteOutcome:
         """Make changes on disk; puts into L1 are the caller's, afterwards."""
         if self.access_log.has_uses and any(
-            level.works and level.tier.is_full() for level in self.disk.levels
+            level.works and not level.tier.has_room_for(len(changes)) for level in self.disk.levels
         ):
             # Something may have to make room: let the tiers know first what was used last.
             self.flush_accesses()
@@ -103,20 +130,46 @@ class TierStack:
             self.access_log.discard(key)
         return outcome
 
-    def put_in_l1(self, entry: CacheEntry) -> None:
-        """Store an entry in memory, and count what that pushes out."""
+    def put_in_l1(self, entry: CacheEntry) -> list[str]:
+        """Store an entry in memory, count what that pushes out, and return its keys."""
         started = time.perf_counter_ns()
-        evicted = len(self.l1.store(entry.key, entry))
+        evicted = self.l1.store(entry.key, entry)
         self._statistics.latency(CacheTierType.L1, "write").record(time.perf_counter_ns() - started)
         if evicted:
-            demoted = evicted if self.disk.authority is not None else 0
+            demoted = len(evicted) if self.disk.authority is not None else 0
             self._statistics.record_evictions(
-                EvictionCause.CAPACITY, {CacheTierType.L1: evicted}, demotions=demoted
+                EvictionCause.CAPACITY, {CacheTierType.L1: len(evicted)}, demotions=demoted
             )
+        return evicted
+
+    def rewrite(self, before: CacheEntry, changed: CacheEntry) -> WriteOutcome:
+        """Replace an entry by a changed version of itself, which keeps the uses that come in meanwhile.
+
+        Raises CacheUnavailableError if no tier could take the change.
+        """
+        outcome = self.disk.write([(changed.key, changed)])
+        if not outcome.taken:
+            raise CacheUnavailableError("no tier could take the change; try again")
+        if self.l1.update(changed.key, changed) is not None:
+            return outcome
+        used = self.access_log.peek(changed.key)
+        if used is not None and used.version == before.version and used.access_count > changed.access_count:
+            # It fell out of memory after `before` was read.
+            changed = with_access(changed, used.access_count, used.last_accessed_us, used.evicted_from_l1)
+            self.access_log.record_use(changed)
+        if not outcome.stored_in:
+            # Memory is all that is left to keep it.
+            self.put_in_l1(changed)
+        return outcome
 
     def remove(self, keys: Sequence[str]) -> dict[CacheTierType, int]:
-        """Take keys out of every tier; how many each tier lost."""
+        """Take keys out of every tier; how many each tier lost.
+
+        Raises CacheUnavailableError if no tier could take the change.
+        """
         outcome = self.disk.write([(key, None) for key in keys])
+        if not outcome.taken:
+            raise CacheUnavailableError("no tier could take the change; try again")
         lost = {tier: count for tier, count in outcome.held.items() if count}
         in_l1 = 0
         for key in keys:
@@ -130,7 +183,11 @@ class TierStack:
 
     def remove_expired(self, keys: Sequence[str]) -> bool:
         """Take expired entries out of every tier, and count them; whether any tier lost one."""
-        lost = self.remove(keys)
+        try:
+            lost = self.remove(keys)
+        except CacheUnavailableError:
+            # They stay on disk, expired, and go when a tier works again.
+            return False
         self._statistics.record_evictions(EvictionCause.TTL, lost)
         return bool(lost)
 
@@ -144,10 +201,14 @@ class TierStack:
     def _make_up_for(self, key: str) -> None:
         outcome = WriteOutcome()
         with self._locks.hold(key):
-            entry = self.current(key)
+            try:
+                entry = self.current(key)
+            except CacheUnavailableError:
+                # A later get will come to the same.
+                return
             if entry is not None and self.is_expired(entry):
                 self.remove_expired([key])
-            elif entry is not None and self.disk.l2.works and key not in self.disk.l2.tier:
+            elif entry is not None and not self._l2_has(key):
                 outcome = self.disk.promote(entry)
                 self._statistics.record_promotions(len(outcome.stored_in))
         self.drop_evicted(outcome)
@@ -174,11 +235,19 @@ class TierStack:
         with self._locks.hold(key):
             if authority is None or not authority.serves(key):
                 return
-            if key not in self.l1 and not (self.disk.l2.works and key in self.disk.l2.tier):
+            if key not in self.l1 and not self._l2_has(key):
                 return
             worked, held = authority.attempt("read", True, authority.tier.__contains__, key)
             if worked and not held:
-                self._statistics.record_evictions(EvictionCause.CAPACITY, self.remove([key]))
+                try:
+                    self._statistics.record_evictions(EvictionCause.CAPACITY, self.remove([key]))
+                except CacheUnavailableError:
+                    # Served from a faster tier for a little longer; nothing is wrong with it.
+                    return
+
+    def _l2_has(self, key: str) -> bool:
+        l2 = self.disk.l2
+        return l2.works and l2.attempt("read", False, l2.tier.__contains__, key)[1]
 
     def trim(self) -> None:
         """Evict what is over the configured sizes."""

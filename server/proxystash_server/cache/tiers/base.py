@@ -154,6 +154,11 @@ class DurableTier(CacheTier):
     def partner_id(self) -> str:
         """The name of the store this one last worked with; empty if it worked alone."""
 
+    @property
+    def is_new(self) -> bool:
+        """Whether the store has just been created, and has never had a partner or an entry."""
+        return not self.partner_id and not self.size()
+
     @abstractmethod
     def set_partner(self, partner_id: str) -> None:
         """Remember the partner."""
@@ -165,6 +170,11 @@ class DurableTier(CacheTier):
 
         So that its entries need a second witness.
         """
+
+    @property
+    @abstractmethod
+    def last_version(self) -> int:
+        """The greatest version of any change this store took; 0 if it cannot tell."""
 
     @abstractmethod
     def versions(self, keys: Sequence[str]) -> dict[str, int]:
@@ -219,9 +229,10 @@ class DurableTier(CacheTier):
     def delete(self, key: str) -> bool:
         return self.apply([Write(key, None)])[0].existed
 
-    def is_full(self) -> bool:
-        """Whether a new key would make another go."""
-        return self.config.max_entries is not None and self.size() >= self.config.max_entries
+    def has_room_for(self, entries: int) -> bool:
+        """Whether so many new keys would make no other go."""
+        return self.config.max_entries is None or self.size() + entries <= self.config.max_entries
 
 
-OnCorruption = Callable[[CacheTierType, str], None]
+# The tier, the key of the damaged record where it is known, and the reason.
+OnCorruption = Callable[[CacheTierType, str | None, str], None]

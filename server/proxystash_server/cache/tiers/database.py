@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from proxystash_server.cache.config import Durability
-from proxystash_server.cache.errors import StoreFormatError, TierError
+from proxystash_server.cache.errors import StoreFormatError, TierError, TierLostError
 from proxystash_server.cache.group_commit import GroupCommit
+from proxystash_server.cache.killpoints import reach
+from proxystash_server.cache.tiers.salvage import salvage
 
 Result = TypeVar("Result")
 
@@ -26,7 +28,7 @@ FORMAT_VERSION = 1
 # How long a writer waits for another process before the tier counts as failing.
 _BUSY_TIMEOUT_SECONDS = 1.0
 
-_SCHEMA = """
+SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE entries (
     id INTEGER PRIMARY KEY,
@@ -54,13 +56,22 @@ CREATE TABLE set_aside (id INTEGER PRIMARY KEY, set_aside_at INTEGER, reason TEX
 """
 
 
+_DAMAGE = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    # The low byte is the primary result code.
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
+
+
 @contextmanager
 def translated() -> Iterator[None]:
     """Raise the faults of SQLite and of the file system as TierError."""
     try:
         yield
     except (sqlite3.Error, OSError) as error:
-        raise TierError(f"{type(error).__name__}: {error}") from error
+        lost = isinstance(error, sqlite3.Error) and _is_damage(error)
+        raise (TierLostError if lost else TierError)(f"{type(error).__name__}: {error}") from error
 
 
 class Database:
@@ -80,36 +91,39 @@ class Database:
         *,
         before_commit: Callable[[sqlite3.Connection], None],
         after_commit: Callable[[bool], None],
+        salvaged_columns: str,
     ) -> None:
         self.path = path
         self._before_commit = before_commit
         self._after_commit = after_commit
-        self.created = False
+        self._salvaged_columns = salvaged_columns
         self._durability = durability
         self._writer: sqlite3.Connection | None = None
         self._readers: deque[sqlite3.Connection] = deque()
         self._generation = 0
+        self._inode = 0
+        self._damaged = False
         self._commits: GroupCommit[Callable[[sqlite3.Connection], Any], Any] = GroupCommit(self._commit)
 
-    def open(self) -> bool:
-        """Connect, creating the file or its directory if need be; whether a damaged file had to be set aside.
+    def open(self) -> int | None:
+        """Connect, creating the file or its directory if need be.
 
-        Raises TierError if it cannot be done now, StoreFormatError if the file is not ours or too new.
+        A damaged file is replaced by what could be saved of it and set aside; then the result is how many
+        entries that were. Raises TierError if it cannot be done now, StoreFormatError if the file is not ours
+        or too new.
         """
         self.close()
         with translated():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._connect()
-        except sqlite3.DatabaseError as error:
-            self.close()
-            if error.sqlite_errorcode not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-                raise TierError(f"{type(error).__name__}: {error}") from error
-            with translated():
-                self._set_file_aside()
+            saved = self.rebuild() if self._damaged else None
+            try:
                 self._connect()
-            return True
-        return False
+            except sqlite3.DatabaseError as error:
+                if not _is_damage(error):
+                    raise
+                saved = self.rebuild()
+                self._connect()
+        return saved
 
     def close(self) -> None:
         """Close every connection; idempotent. Borrowed readers are closed when they come back."""
@@ -137,16 +151,19 @@ class Database:
     @contextmanager
     def reader(self) -> Iterator[sqlite3.Connection]:
         """A connection for reading, which sees everything committed before; raises TierError."""
+        if self._writer is None:
+            raise TierError("the database is closed")
         with translated():
             generation = self._generation
             try:
                 connection = self._readers.pop()
             except IndexError:
-                connection = self._new_connection()
+                connection = self._new_connection(self.path)
             try:
                 yield connection
-            except sqlite3.Error:
+            except sqlite3.Error as error:
                 connection.close()
+                self._damaged = self._damaged or _is_damage(error)
                 raise
             if generation == self._generation:
                 self._readers.append(connection)
@@ -157,19 +174,30 @@ class Database:
         """One value of the meta table of a file that is not open, changing nothing; None if there is none."""
         if not self.path.exists():
             return None
+        log, shared = _companions(self.path)
+        has_log = log.exists() and log.stat().st_size > 0
+        # Without a log, SQLite is told that nothing can change, or it would make one.
+        uri = f"{self.path.absolute().as_uri()}?mode=ro{'' if has_log else '&immutable=1'}"
+        had_shared = shared.exists()
         with translated():
-            connection = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)
+            connection = sqlite3.connect(uri, uri=True)
             try:
                 row = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
             finally:
                 connection.close()
+                if not had_shared:
+                    shared.unlink(missing_ok=True)
         return row[0] if row else None
 
     def _connect(self) -> None:
-        if not self.path.exists():
+        self._writer = self._open_or_create(self.path)
+        self._inode = self.path.stat().st_ino
+
+    def _open_or_create(self, path: Path) -> sqlite3.Connection:
+        if not path.exists():
             # SQLite would create it readable for everyone.
-            os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o600))
-        writer = self._new_connection()
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+        writer = self._new_connection(path)
         try:
             application_id = writer.execute("PRAGMA application_id").fetchone()[0]
             version = writer.execute("PRAGMA user_version").fetchone()[0]
@@ -184,28 +212,29 @@ class Database:
                     "Use a newer release"
                 )
             writer.execute("PRAGMA journal_mode = WAL")
-            self.created = not tables
-            if self.created:
+            if not tables:
                 writer.executescript(
-                    f"BEGIN; {_SCHEMA}"
+                    f"BEGIN; {SCHEMA}"
                     f"INSERT INTO meta VALUES ('store_id', '{uuid.uuid4().hex}');"
-                    "INSERT INTO meta VALUES ('partner_id', ''), ('entries', 0);"
+                    "INSERT INTO meta VALUES ('partner_id', ''), ('entries', 0), ('last_version', 0);"
                     f"PRAGMA application_id = {APPLICATION_ID};"
                     f"PRAGMA user_version = {FORMAT_VERSION}; COMMIT;"
                 )
         except BaseException:
             writer.close()
             raise
-        self._writer = writer
+        return writer
 
-    def _new_connection(self) -> sqlite3.Connection:
+    def _new_connection(self, path: Path) -> sqlite3.Connection:
         connection = sqlite3.connect(
-            self.path,
+            path,
             timeout=_BUSY_TIMEOUT_SECONDS,
             isolation_level=None,
             check_same_thread=False,
             cached_statements=64,
         )
+        # Text that is none must not fail a whole query: it fails its row's checksum instead.
+        connection.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
         connection.execute(
             f"PRAGMA synchronous = {'FULL' if self._durability is Durability.FULL else 'NORMAL'}"
         )
@@ -215,27 +244,57 @@ class Database:
         writer = self._writer
         if writer is None:
             raise TierError("the database is closed")
+        reach("sqlite.before_begin")
         with translated():
             writer.execute("BEGIN IMMEDIATE")
             try:
                 # Each result is boxed: None is a result like any other.
                 results = [(change(writer),) for change in changes]
                 self._before_commit(writer)
+                reach("sqlite.before_commit")
                 writer.execute("COMMIT")
-            except BaseException:
+            except BaseException as error:
+                self._damaged = self._damaged or (isinstance(error, sqlite3.Error) and _is_damage(error))
                 self._after_commit(False)
                 if writer.in_transaction:
                     writer.execute("ROLLBACK")
                 raise
-        self._after_commit(True)
+            reach("sqlite.after_commit")
+            self._after_commit(True)
+            # Writes into a file that was deleted or replaced succeed, and are lost.
+            if self.path.stat().st_ino != self._inode:
+                raise TierLostError(f"{self.path} was replaced by another file")
         return results
 
-    def _set_file_aside(self) -> None:
+    def rebuild(self) -> int:
+        """Set the file aside and put what can be saved of it in its place; how many entries that are."""
+        self.close()
+        salvaged = self.path.with_name(self.path.name + ".salvaged")
+        for leftover in (salvaged, *_companions(salvaged)):
+            leftover.unlink(missing_ok=True)
+        connection = self._open_or_create(salvaged)
+        try:
+            entries = salvage(self.path, connection, self._salvaged_columns)
+            # Leaves everything in the one file that is then renamed.
+            connection.execute("PRAGMA journal_mode = DELETE")
+        finally:
+            connection.close()
+        self._set_aside_and_replace(salvaged)
+        self._damaged = False
+        return entries
+
+    def _set_aside_and_replace(self, replacement: Path) -> None:
         number = 1
         while (target := self.path.with_name(f"{self.path.name}.damaged-{number}")).exists():
             number += 1
-        self.path.rename(target)
-        for suffix in ("-wal", "-shm"):
-            companion = self.path.with_name(self.path.name + suffix)
+        # The log first: beside another database than its own, SQLite would apply it to that.
+        for companion, aside in zip(_companions(self.path), _companions(target), strict=True):
             if companion.exists():
-                companion.rename(target.with_name(target.name + suffix))
+                companion.rename(aside)
+        reach("salvage.before_replace")
+        target.hardlink_to(self.path)
+        replacement.replace(self.path)
+
+
+def _companions(path: Path) -> tuple[Path, Path]:
+    return path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import logging
 import threading
 import zlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -15,9 +16,10 @@ from proxystash_server.cache.access_log import Access
 from proxystash_server.cache.config import CacheTierConfig, CacheTierType, Durability
 from proxystash_server.cache.credentials import CredentialEncryptor, UnreadableCredentialsError
 from proxystash_server.cache.entry import CacheEntry, Clock, wall_clock
-from proxystash_server.cache.errors import TierError
+from proxystash_server.cache.errors import EncryptionKeyError, TierError, TierLostError
 from proxystash_server.cache.eviction import make_policy
 from proxystash_server.cache.group_commit import GroupCommit
+from proxystash_server.cache.killpoints import reach
 from proxystash_server.cache.tiers.base import (
     EVERYTHING,
     Applied,
@@ -37,6 +39,8 @@ from proxystash_server.cache.tiers.jsonl_shard import (
     header,
     replace_file,
 )
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -67,7 +71,7 @@ class JsonlCacheTier(DurableTier):
         *,
         durability: Durability = Durability.PROCESS,
         clock: Clock = wall_clock,
-        on_corruption: OnCorruption = lambda _tier, _reason: None,
+        on_corruption: OnCorruption = lambda _tier, _key, _reason: None,
     ) -> None:
         super().__init__(config, tier_type, clock)
         self.encryptor = encryptor
@@ -80,6 +84,7 @@ class JsonlCacheTier(DurableTier):
         self._shards: list[Shard] = []
         self._size = 0
         self._sequence = 0
+        self._last_version = 0
         self._backlog: dict[str, int] = {}
         self._meta: dict[str, Any] = {}
         self._doubtful = False
@@ -90,18 +95,20 @@ class JsonlCacheTier(DurableTier):
         with self._commits.lock, _translated():
             self._directory.create()
             meta = self._directory.read_meta()
+            if meta is not None and not self.encryptor.passes_check(meta["key_check"].encode()):
+                raise EncryptionKeyError("the key at hand is not the one that the files were sealed under")
+            lost_meta = meta is None and self._directory.set_damaged_meta_aside()
             if meta is None:
                 meta = self._directory.create_meta(self.encryptor.make_check().decode())
             self._meta = meta
             shards = [Shard(self._directory.shard_path(number), number) for number in range(SHARDS)]
-            damaged = self._load(shards)
+            damaged = self._load(shards) + lost_meta
             for shard in shards:
                 if shard.end == 0:
                     shard.append(header(shard.number, SHARDS))
         for _ in range(damaged):
-            self._on_corruption(self.tier_type, "a line was damaged and set aside")
-        if damaged:
-            self.maintain()
+            self._on_corruption(self.tier_type, None, "a line was damaged and set aside")
+        self.maintain()
 
     def close(self) -> None:
         with self._commits.lock, self._lock:
@@ -135,6 +142,10 @@ class JsonlCacheTier(DurableTier):
         # A file cut off between two lines looks like a shorter file.
         return self._doubtful
 
+    @property
+    def last_version(self) -> int:
+        return self._last_version
+
     def versions(self, keys: Sequence[str]) -> dict[str, int]:
         with self._lock:
             slots = {key: self._shard(key).index.get(key) for key in keys}
@@ -144,7 +155,7 @@ class JsonlCacheTier(DurableTier):
 
     def get(self, key: str) -> CacheEntry | None:
         with self._lock:
-            slot = self._shard(key).index.get(key) if self._shards else None
+            slot = self._shard(key).index.get(key)
             if slot is None:
                 return None
             slot = replace(slot)
@@ -160,7 +171,7 @@ class JsonlCacheTier(DurableTier):
 
     def __contains__(self, key: str) -> bool:
         with self._lock:
-            return bool(self._shards) and key in self._shard(key).index
+            return key in self._shard(key).index
 
     def size(self) -> int:
         return self._size
@@ -220,21 +231,38 @@ class JsonlCacheTier(DurableTier):
 
     def clear(self) -> int:
         def change(dirty: set[Shard]) -> int:
-            # One line makes it happen at one moment; after it, the files may be emptied one by one.
+            # One line makes it happen at one moment, also for a restart; then the files are only emptied.
             first = self._shards[0]
             self._append(first, {"op": "clear"}, dirty)
+            if self._backlog:
+                self._append(first, {"op": "backlog", "keys": self._backlog}, dirty)
             self._sync_all(dirty)
             dirty.clear()
-            marks = self._backlog_line(self._backlog)
-            for shard in reversed(self._shards):
-                self._empty(shard, marks if shard is first else b"")
+            reach("jsonl.after_clear_line")
             with self._lock:
                 held, self._size = self._size, 0
                 self._policy.clear()
+                for shard in self._shards:
+                    shard.index.clear()
+                    shard.live_bytes = 0
+                    shard.needs_compaction = True
+            self._empty_all()
             return held
 
         held: int = self._commits.submit(change)
         return held
+
+    def _empty_all(self) -> None:
+        # The first one last: the line that cleared the others must outlive what it cleared.
+        for shard in reversed(self._shards):
+            try:
+                self._empty(shard)
+            except OSError as error:
+                # It is cleared all the same; the next compaction, in the same order, makes up for it.
+                logger.warning(
+                    "emptying a cleared file failed", extra={"file": shard.path.name, "error": str(error)}
+                )
+                return
 
     def trim(self) -> list[str]:
         def change(dirty: set[Shard]) -> list[str]:
@@ -273,9 +301,10 @@ class JsonlCacheTier(DurableTier):
     def maintain(self) -> None:
         """Compact every shard that is mostly garbage.
 
-        Reads go on, writers wait only for the last step of each.
+        Reads go on; writers wait only for the last step of each.
         """
-        for shard in list(self._shards):
+        # The first one last, as in a clear.
+        for shard in self._shards[::-1]:
             if shard.wants_compaction:
                 with _translated():
                     self._compact(shard)
@@ -289,6 +318,10 @@ class JsonlCacheTier(DurableTier):
         with _translated():
             results = [change(dirty) for change in changes]
             self._sync_all(dirty)
+            for shard in dirty:
+                # Writes into a file that was deleted or replaced succeed, and are lost.
+                if not shard.segment.is_at(shard.path):
+                    raise TierLostError(f"{shard.path} was removed or replaced")
         return results
 
     def _sync_all(self, dirty: set[Shard]) -> None:
@@ -310,12 +343,17 @@ class JsonlCacheTier(DurableTier):
         if entry is not None:
             if not existed:
                 evicted = self._make_room(1, dirty)
+            first = shard.index[key].first if existed else self._sequence + 1
+            if existed:
+                body += b',"first":%d' % first
             offset, length = self._append(shard, body, dirty)
             slot = Slot(
                 shard.segment,
                 offset,
                 length,
                 self._sequence,
+                self._sequence,
+                first,
                 entry.expires_at_us,
                 entry.version,
                 entry.access_count,
@@ -329,6 +367,7 @@ class JsonlCacheTier(DurableTier):
         elif existed or write.for_backlog:
             self._append(shard, body, dirty)
             self._forget(shard, key)
+        self._last_version = max(self._last_version, write.version)
         if write.for_backlog:
             self._mark(key, write.version)
         return Applied(existed, tuple(evicted))
@@ -369,10 +408,12 @@ class JsonlCacheTier(DurableTier):
             dirty,
         )
         with self._lock:
+            is_use = access.access_count > slot.access_count
             touch_slot(
                 slot, self._sequence, access.access_count, access.last_accessed_us, access.evicted_from_l1
             )
-            self._policy.record_access(access.key, access.access_count)
+            if is_use:
+                self._policy.record_access(access.key, access.access_count)
         return True
 
     def _forget(self, shard: Shard, key: str) -> None:
@@ -380,8 +421,8 @@ class JsonlCacheTier(DurableTier):
             self._size -= shard.forget(key)
             self._policy.remove(key)
 
-    def _empty(self, shard: Shard, lines: bytes) -> None:
-        content = header(shard.number, SHARDS) + lines
+    def _empty(self, shard: Shard) -> None:
+        content = header(shard.number, SHARDS) + self._backlog_line(shard)
         replace_file(shard.path, content, sync=self._sync)
         fresh = Shard(shard.path, shard.number)
         fresh.end = len(content)
@@ -396,7 +437,7 @@ class JsonlCacheTier(DurableTier):
         Under the commit lock.
         """
         damaged = 0
-        sequence = cleared_at = 0
+        sequence = cleared_at = last_version = 0
         backlog: dict[str, int] = {}
         for shard in shards:
             for offset, line, record in shard.load():
@@ -405,6 +446,7 @@ class JsonlCacheTier(DurableTier):
                         raise ValueError("the line is damaged")
                     cleared_at = max(cleared_at, record["seq"]) if record["op"] == "clear" else cleared_at
                     sequence = max(sequence, record["seq"])
+                    last_version = max(last_version, record.get("version", 0))
                     replay(shard, offset, len(line) + 1, record, backlog)
                 except (ValueError, KeyError, TypeError):
                     damaged += 1
@@ -414,16 +456,21 @@ class JsonlCacheTier(DurableTier):
                     )
         policy = make_policy(self.config.eviction_policy)
         for shard in shards:
+            # A clear that was interrupted is finished by the compactions that follow.
+            shard.needs_compaction = shard.needs_compaction or cleared_at > 0
             for key in [key for key, slot in shard.index.items() if slot.sequence < cleared_at]:
                 shard.forget(key)
+        by_first = self.config.eviction_policy == "fifo"
         ordered = sorted(
-            (item for shard in shards for item in shard.index.items()), key=lambda item: item[1].sequence
+            (item for shard in shards for item in shard.index.items()),
+            key=lambda item: item[1].first if by_first else item[1].recency,
         )
         for key, slot in ordered:
             policy.record_put(key, slot.access_count)
         with self._lock:
             self._shards, self._policy, self._backlog = shards, policy, backlog
             self._size, self._sequence = len(ordered), sequence
+            self._last_version = last_version
             self._doubtful = bool(ordered)
         return damaged
 
@@ -433,8 +480,7 @@ class JsonlCacheTier(DurableTier):
                 return
             with self._lock:
                 slots = dict(shard.index)
-                marks = {key: version for key, version in self._backlog.items() if self._shard(key) is shard}
-            compaction = Compaction(shard, slots, header(shard.number, SHARDS) + self._backlog_line(marks))
+            compaction = Compaction(shard, slots, header(shard.number, SHARDS) + self._backlog_line(shard))
         for key in compaction.copy(rewrite):
             slot = slots[key]
             self._set_entry_aside(
@@ -445,15 +491,22 @@ class JsonlCacheTier(DurableTier):
                 with self._lock:
                     compaction.switch_index()
 
-    def _backlog_line(self, marks: Mapping[str, int]) -> bytes:
+    def _backlog_line(self, shard: Shard) -> bytes:
+        marks = {key: version for key, version in self._backlog.items() if self._number(key) == shard.number}
         if not marks:
             return b""
-        return finish_line(encode_body({"op": "backlog", "keys": dict(marks)}), self._sequence)
+        return finish_line(encode_body({"op": "backlog", "keys": marks}), self._sequence)
 
     # -- lines and entries
 
     def _shard(self, key: str) -> Shard:
-        return self._shards[zlib.crc32(key.encode()) % SHARDS]
+        if not self._shards:
+            raise TierError("the files are closed")
+        return self._shards[self._number(key)]
+
+    @staticmethod
+    def _number(key: str) -> int:
+        return zlib.crc32(key.encode()) % SHARDS
 
     def _set_entry_aside(self, key: str, slot: Slot, line: bytes, reason: str) -> None:
         def change(dirty: set[Shard]) -> bool:
@@ -467,7 +520,7 @@ class JsonlCacheTier(DurableTier):
             return True
 
         if self._commits.submit(change):
-            self._on_corruption(self.tier_type, reason)
+            self._on_corruption(self.tier_type, key, reason)
 
 
 def _first(keys: Iterator[str], count: int, last: Container[str]) -> list[str]:

@@ -23,6 +23,16 @@ class JsonlDirectory:
         self._path = path
         self._sync = sync
 
+    @property
+    def meta_path(self) -> Path:
+        """Where the store says what it is."""
+        return self._path / _META
+
+    @property
+    def set_aside_path(self) -> Path:
+        """Where damaged lines are kept."""
+        return self._path / _SET_ASIDE
+
     def create(self) -> None:
         """Make the directory if need be."""
         self._path.mkdir(parents=True, exist_ok=True)
@@ -44,25 +54,39 @@ class JsonlDirectory:
         return meta
 
     def read_meta(self) -> dict[str, Any] | None:
-        """What the store says it is, None if there is none; raises StoreFormatError."""
+        """What the store says it is; None if there is nothing, or nothing readable.
+
+        Raises StoreFormatError if it says that it is something else, or newer.
+        """
         path = self._path / _META
         try:
-            meta: dict[str, Any] = json.loads(path.read_bytes())
-            version, _ = meta["version"], meta["key_check"]
-        except FileNotFoundError:
+            meta = json.loads(path.read_bytes())
+        except (FileNotFoundError, ValueError):
             return None
-        except (ValueError, KeyError, TypeError):
-            raise StoreFormatError(f"{path} is damaged; restore it, or move {self._path} away") from None
-        if meta.get("format") != FORMAT or version > FORMAT_VERSION:
+        kinds = {"format": str, "version": int, "store_id": str, "partner_id": str, "key_check": str}
+        if not isinstance(meta, dict) or not all(isinstance(meta.get(name), kinds[name]) for name in kinds):
+            return None
+        if meta["format"] != FORMAT or meta["version"] > FORMAT_VERSION:
             raise StoreFormatError(
-                f"{path} has format {meta.get('format')} {version}; this release reads {FORMAT} up to "
+                f"{path} has format {meta['format']} {meta['version']}; this release reads {FORMAT} up to "
                 f"{FORMAT_VERSION}. Use a newer release, or move {self._path} away"
             )
         return meta
 
+    def set_damaged_meta_aside(self) -> bool:
+        """Rename a meta file that could not be read; whether there was one."""
+        path = self._path / _META
+        if not path.exists():
+            return False
+        number = 1
+        while (target := path.with_name(f"{_META}.damaged-{number}")).exists():
+            number += 1
+        path.rename(target)
+        return True
+
     def write_meta(self, meta: dict[str, Any]) -> None:
         """Replace what the store says it is."""
-        replace_file(self._path / _META, json.dumps(meta, indent=1).encode() + b"\n", sync=self._sync)
+        replace_file(self.meta_path, json.dumps(meta, indent=1).encode() + b"\n", sync=self._sync)
 
     def set_aside(self, file: str, offset: int, line: bytes, reason: str, now_us: int) -> None:
         """Keep a damaged line for the operator."""
@@ -73,6 +97,7 @@ class JsonlDirectory:
             "offset": offset,
             "line": line.decode("utf-8", "backslashreplace"),
         }
-        path = self._path / _SET_ASIDE
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as output:
+        with os.fdopen(
+            os.open(self.set_aside_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab"
+        ) as output:
             output.write(json.dumps(report).encode() + b"\n")

@@ -85,6 +85,8 @@ def replay(shard: Shard, offset: int, length: int, record: dict[str, Any], backl
             offset,
             length,
             record["seq"],
+            record.get("recency", record["seq"]),
+            record.get("first", record["seq"]),
             record["expires_at"],
             record["version"],
             record["access_count"],
@@ -124,7 +126,9 @@ def touch_slot(
     slot: Slot, sequence: int, access_count: int, last_accessed_us: int, evicted_from_l1: bool
 ) -> None:
     """Note in the index how an entry was used."""
-    slot.sequence = sequence
+    if access_count > slot.access_count:
+        # Falling out of memory is no use, and does not make it more recent.
+        slot.recency = sequence
     slot.access_count = access_count
     slot.last_accessed_us = last_accessed_us
     slot.evicted_from_l1 = evicted_from_l1
@@ -146,6 +150,7 @@ def rewrite(line: bytes, slot: Slot) -> bytes | None:
         access_count=slot.access_count,
         last_accessed=slot.last_accessed_us,
         evicted_from_l1=slot.evicted_from_l1,
+        recency=slot.recency,
     )
     record.pop("backlog", None)
     return finish_line(encode_body(record), slot.sequence)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from proxystash_server.cache.killpoints import reach
+
 FORMAT = "proxystash-jsonl"
 FORMAT_VERSION = 1
 _CRC_FIELD = b',"crc":"'
@@ -80,6 +82,14 @@ class Segment:
         """Cut the file off behind `size` bytes."""
         os.ftruncate(self._descriptor, size)
 
+    def is_at(self, path: Path) -> bool:
+        """Whether `path` still leads to this file."""
+        try:
+            there, here = path.stat(), os.fstat(self._descriptor)
+        except FileNotFoundError:
+            return False
+        return there.st_ino == here.st_ino
+
     def sync(self) -> None:
         """Wait until the contents are on the medium."""
         os.fsync(self._descriptor)
@@ -92,7 +102,10 @@ class Slot:
     segment: Segment
     offset: int
     length: int
+    # The number of the line, of the entry's last use, and of the line that first stored the key.
     sequence: int
+    recency: int
+    first: int
     expires_at_us: int
     version: int
     access_count: int
@@ -108,10 +121,10 @@ class Shard:
     lock.
     """
 
-    def __init__(self, path: Path, number: int) -> None:
+    def __init__(self, path: Path, number: int, segment: Segment | None = None) -> None:
         self.path = path
         self.number = number
-        self.segment = Segment(path)
+        self.segment = Segment(path) if segment is None else segment
         self.end = 0
         self.index: dict[str, Slot] = {}
         self.live_bytes = 0
@@ -133,6 +146,7 @@ class Shard:
             self.segment.truncate(self.end)
             self._torn = False
         offset = self.end
+        reach("jsonl.before_append")
         try:
             self.segment.write(line, offset)
         except OSError:
@@ -142,6 +156,7 @@ class Shard:
             self._torn = False
             raise
         self.end = offset + len(line)
+        reach("jsonl.after_append")
         return offset
 
     def load(self) -> Iterator[tuple[int, bytes, dict[str, Any] | None]]:
@@ -236,7 +251,9 @@ class Compaction:
         self._new.write(tail, self._end)
         if sync:
             self._new.sync()
+        reach("compaction.before_rename")
         self._path.rename(shard.path)
+        reach("compaction.after_rename")
         if sync:
             sync_directory(shard.path.parent)
         return True
@@ -275,6 +292,8 @@ def replace_file(path: Path, content: bytes, *, sync: bool) -> None:
         file.flush()
         if sync:
             os.fsync(file.fileno())
+    reach("replace.before_rename")
     temporary.rename(path)
+    reach("replace.after_rename")
     if sync:
         sync_directory(path.parent)

@@ -6,7 +6,7 @@ import json
 import sqlite3
 import threading
 import time
-import zlib
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,38 +14,29 @@ from typing import Any
 from proxystash_server.cache.access_log import Access
 from proxystash_server.cache.config import CacheTierConfig, CacheTierType, Durability
 from proxystash_server.cache.credentials import CredentialEncryptor, UnreadableCredentialsError
-from proxystash_server.cache.entry import CacheEntry, Clock, restore_entry, wall_clock
+from proxystash_server.cache.entry import CacheEntry, Clock, wall_clock
+from proxystash_server.cache.errors import EncryptionKeyError
 from proxystash_server.cache.eviction import SQL_ORDER
 from proxystash_server.cache.tiers.base import Applied, DurableTier, EntryFilter, OnCorruption, Write
 from proxystash_server.cache.tiers.database import Database
-from proxystash_server.cache.tiers.record import (
-    CorruptRecordError,
-    monitoring_from_plain,
-    monitoring_to_plain,
-    sealed_of,
-)
+from proxystash_server.cache.tiers.record import CorruptRecordError
+from proxystash_server.cache.tiers.sqlite_record import COLUMNS, Row, read_row, write_row
 
-_CONTENT = (
-    "key, proxy_url, sealed, source, fetch_time, expires_at, health_status, failure_count, "
-    "health_monitoring, labels, version"
-)
-_COLUMNS = f"{_CONTENT}, checksum, access_count, last_accessed, evicted_from_l1"
-_SELECT = f"SELECT {_COLUMNS} FROM entries WHERE key = ?"
-_INSERT = f"INSERT INTO entries ({_COLUMNS}, scheme, recency) VALUES ({', '.join('?' * 17)})"
+# The id is for setting a row aside whose key may be what is damaged.
+_READ = f"{COLUMNS}, id"
+_SELECT = f"SELECT {_READ} FROM entries WHERE key = ?"
+_INSERT = f"INSERT INTO entries ({COLUMNS}, scheme, recency) VALUES ({', '.join('?' * 17)})"
 # Not INSERT OR REPLACE: an entry that is put again keeps its id, and with it its place in FIFO's order.
-_UPDATE = f"UPDATE entries SET ({_COLUMNS}, scheme, recency) = ({', '.join('?' * 17)}) WHERE id = ?"
+_UPDATE = f"UPDATE entries SET ({COLUMNS}, scheme, recency) = ({', '.join('?' * 17)}) WHERE id = ?"
 _TOUCH = (
-    "UPDATE entries SET access_count = ?, last_accessed = ?, evicted_from_l1 = ?, recency = ? "
-    "WHERE key = ? AND version = ?"
+    "UPDATE entries SET recency = iif(access_count < ?1, ?4, recency), access_count = ?1, "
+    "last_accessed = ?2, evicted_from_l1 = ?3 WHERE key = ?5 AND version = ?6"
 )
-
 _MARK = (
     "INSERT INTO backlog VALUES (?, ?) "
     "ON CONFLICT (key) DO UPDATE SET version = max(version, excluded.version)"
 )
 _KEYS_PER_QUERY = 500
-
-_Row = tuple[Any, ...]
 
 
 class SQLiteCacheTier(DurableTier):
@@ -66,17 +57,23 @@ class SQLiteCacheTier(DurableTier):
         *,
         durability: Durability = Durability.PROCESS,
         clock: Clock = wall_clock,
-        on_corruption: OnCorruption = lambda _tier, _reason: None,
+        on_corruption: OnCorruption = lambda _tier, _key, _reason: None,
     ) -> None:
         super().__init__(config, tier_type, clock)
         self.encryptor = encryptor
         self._database = Database(
-            db_path, durability, before_commit=self._store_count, after_commit=self._publish_count
+            db_path,
+            durability,
+            before_commit=self._store_counters,
+            after_commit=self._publish_counters,
+            salvaged_columns=f"{COLUMNS}, scheme, recency",
         )
         self._on_corruption = on_corruption
         self._entries = 0
-        # As the running transaction has it; published to `_entries` when that is committed.
+        # As the running transaction has them; published when that is committed.
         self._entries_in_transaction = 0
+        self._last_version = 0
+        self._last_version_in_transaction = 0
         self._recency_lock = threading.Lock()
         self._recency = 0
         self._store_id = ""
@@ -85,26 +82,27 @@ class SQLiteCacheTier(DurableTier):
     # -- the store as a whole
 
     def open(self) -> None:
-        damaged = self._database.open()
+        saved = self._database.open()
         policy_order = SQL_ORDER[self.config.eviction_policy]
 
         def prepare(connection: sqlite3.Connection) -> dict[str, Any]:
             if self.config.max_entries is not None and policy_order != "id":
                 name = f"entries_by_{self.config.eviction_policy}"
                 connection.execute(f"CREATE INDEX IF NOT EXISTS {name} ON entries ({policy_order})")
-            meta = dict(connection.execute("SELECT name, value FROM meta"))
-            if "key_check" not in meta:
-                connection.execute("INSERT INTO meta VALUES ('key_check', ?)", (self.encryptor.make_check(),))
-            self._entries = self._entries_in_transaction = int(meta["entries"])
+            meta = _complete_meta(connection, self.encryptor)
+            self._entries = self._entries_in_transaction = meta["entries"]
+            self._last_version = self._last_version_in_transaction = meta["last_version"]
             return meta
 
         meta = self._database.write(prepare)
-        self._store_id = str(meta["store_id"])
-        self._partner_id = str(meta["partner_id"])
+        self._store_id = meta["store_id"]
+        self._partner_id = meta["partner_id"]
         # Later than any recency given before, without looking for the greatest.
         self._recency = max(self._recency, time.time_ns() // 1000)
-        if damaged:
-            self._on_corruption(self.tier_type, "the database was damaged and set aside whole")
+        if saved is not None:
+            self._on_corruption(
+                self.tier_type, None, f"the database was damaged and set aside; {saved} entries were saved"
+            )
 
     def close(self) -> None:
         self._database.close()
@@ -139,6 +137,10 @@ class SQLiteCacheTier(DurableTier):
     @property
     def doubtful(self) -> bool:
         return False
+
+    @property
+    def last_version(self) -> int:
+        return self._last_version
 
     def versions(self, keys: Sequence[str]) -> dict[str, int]:
         found: dict[str, int] = {}
@@ -185,7 +187,7 @@ class SQLiteCacheTier(DurableTier):
             wanted = limit - len(entries)
             with self._database.reader() as connection:
                 rows = connection.execute(
-                    f"SELECT {_COLUMNS} FROM entries "
+                    f"SELECT {_READ} FROM entries "
                     f"WHERE key > ? AND expires_at > ?{where} ORDER BY key LIMIT ?",
                     (after, now_us, *values, wanted),
                 ).fetchall()
@@ -202,7 +204,10 @@ class SQLiteCacheTier(DurableTier):
     # -- writing
 
     def apply(self, writes: Sequence[Write]) -> list[Applied]:
-        rows = [None if write.entry is None else self._row(write.entry) for write in writes]
+        rows = [
+            None if write.entry is None else write_row(write.entry, self.encryptor, self._next_recency())
+            for write in writes
+        ]
 
         def change(connection: sqlite3.Connection) -> list[Applied]:
             return [self._apply_one(connection, write, row) for write, row in zip(writes, rows, strict=True)]
@@ -262,7 +267,7 @@ class SQLiteCacheTier(DurableTier):
 
     # -- inside a transaction
 
-    def _apply_one(self, connection: sqlite3.Connection, write: Write, row: _Row | None) -> Applied:
+    def _apply_one(self, connection: sqlite3.Connection, write: Write, row: Row | None) -> Applied:
         evicted: list[str] = []
         held = connection.execute("SELECT id FROM entries WHERE key = ?", (write.key,)).fetchone()
         if row is None:
@@ -275,6 +280,7 @@ class SQLiteCacheTier(DurableTier):
             evicted = self._make_room(connection, 1)
             connection.execute(_INSERT, row)
             self._entries_in_transaction += 1
+        self._last_version_in_transaction = max(self._last_version_in_transaction, write.version)
         if write.for_backlog:
             connection.execute(_MARK, (write.key, write.version))
         return Applied(existed=held is not None, evicted=tuple(evicted))
@@ -297,84 +303,39 @@ class SQLiteCacheTier(DurableTier):
         self._entries_in_transaction -= len(evicted)
         return evicted
 
-    def _store_count(self, connection: sqlite3.Connection) -> None:
+    def _store_counters(self, connection: sqlite3.Connection) -> None:
+        if self._last_version_in_transaction != self._last_version:
+            connection.execute(
+                "UPDATE meta SET value = ? WHERE name = 'last_version'", (self._last_version_in_transaction,)
+            )
         if self._entries_in_transaction != self._entries:
             connection.execute(
                 "UPDATE meta SET value = ? WHERE name = 'entries'", (self._entries_in_transaction,)
             )
 
-    def _publish_count(self, committed: bool) -> None:
+    def _publish_counters(self, committed: bool) -> None:
         if committed:
             self._entries = self._entries_in_transaction
+            self._last_version = self._last_version_in_transaction
         else:
             self._entries_in_transaction = self._entries
+            self._last_version_in_transaction = self._last_version
 
     # -- rows and entries
 
-    def _row(self, entry: CacheEntry) -> _Row:
-        sealed = sealed_of(entry, self.encryptor)
-        monitoring = monitoring_to_plain(entry.health_monitoring)
-        content = (
-            entry.key,
-            entry.proxy_url,
-            None if sealed is None else sealed.decode(),
-            entry.source,
-            entry.fetch_time_us,
-            entry.expires_at_us,
-            entry.health_status.value,
-            entry.failure_count,
-            None if monitoring is None else json.dumps(monitoring),
-            json.dumps(dict(entry.labels)) if entry.labels else None,
-            entry.version,
-        )
-        return (
-            *content,
-            _checksum(content),
-            entry.access_count,
-            entry.last_accessed_us,
-            int(entry.evicted_from_l1),
-            entry.proxy_url.partition("://")[0],
-            self._next_recency(),
-        )
-
-    def _read(self, row: _Row) -> CacheEntry | None:
+    def _read(self, row: Row) -> CacheEntry | None:
         try:
-            return self._entry(row)
+            return read_row(row, self.encryptor)
         except (CorruptRecordError, UnreadableCredentialsError) as error:
             self._set_row_aside(row, str(error))
             return None
 
-    def _entry(self, row: _Row) -> CacheEntry:
-        content = row[:11]
-        if _checksum(content) != row[11]:
-            raise CorruptRecordError("the row does not match its checksum")
-        key, url, sealed, source, fetched, expires, status, failures, monitoring, labels, version = content
-        username, password = self.encryptor.open(None if sealed is None else sealed.encode())
-        return restore_entry(
-            key,
-            url,
-            username,
-            password,
-            source,
-            fetched,
-            expires,
-            row[13],
-            row[12],
-            status,
-            failures,
-            bool(row[14]),
-            None if monitoring is None else monitoring_from_plain(json.loads(monitoring)),
-            {} if labels is None else json.loads(labels),
-            None if sealed is None else sealed.encode(),
-            version,
-        )
-
-    def _set_row_aside(self, row: _Row, reason: str) -> None:
-        record = json.dumps(dict(zip(_COLUMNS.split(", "), row, strict=True)), default=repr)
+    def _set_row_aside(self, row: Row, reason: str) -> None:
+        record = json.dumps(dict(zip(_READ.split(", "), row, strict=True)), default=repr)
 
         def change(connection: sqlite3.Connection) -> bool:
             gone = connection.execute(
-                "DELETE FROM entries WHERE key = ? AND checksum IS ?", (row[0], row[11])
+                "DELETE FROM entries WHERE id = ? AND checksum IS ?", (row[-1], row[11])
             ).rowcount
             if gone:
                 self._entries_in_transaction -= gone
@@ -385,7 +346,8 @@ class SQLiteCacheTier(DurableTier):
             return bool(gone)
 
         if self._database.write(change):
-            self._on_corruption(self.tier_type, reason)
+            known = isinstance(row[0], str) and row[0].isprintable()
+            self._on_corruption(self.tier_type, row[0] if known else None, reason)
 
     def _next_recency(self) -> int:
         with self._recency_lock:
@@ -393,8 +355,23 @@ class SQLiteCacheTier(DurableTier):
             return self._recency
 
 
-def _checksum(content: _Row) -> int:
-    return zlib.crc32(repr(content).encode("utf-8", "surrogatepass"))
+def _complete_meta(connection: sqlite3.Connection, encryptor: CredentialEncryptor) -> dict[str, Any]:
+    """What the store knows of itself; what is missing or damaged is found out or made up anew."""
+    meta = dict(connection.execute("SELECT name, value FROM meta"))
+    check = meta.get("key_check")
+    if isinstance(check, bytes) and not encryptor.passes_check(check):
+        raise EncryptionKeyError("the key at hand is not the one that the database was sealed under")
+    kinds = {"store_id": str, "partner_id": str, "entries": int, "last_version": int, "key_check": bytes}
+    for name, kind in kinds.items():
+        if not isinstance(meta.get(name), kind):
+            if name in ("entries", "last_version"):
+                query = "SELECT count(*), coalesce(max(version), 0) FROM entries"
+                meta[name] = connection.execute(query).fetchone()[name == "last_version"]
+            else:
+                made = {"store_id": uuid.uuid4().hex, "partner_id": "", "key_check": encryptor.make_check()}
+                meta[name] = made[name]
+            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, meta[name]))
+    return meta
 
 
 def _conditions(entry_filter: EntryFilter) -> tuple[str, list[str]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from proxystash_server.cache.credentials import CredentialEncryptor
 from proxystash_server.cache.entry import CacheEntry, restore_entry
+from proxystash_server.cache.limits import MAX_USE
 from proxystash_server.cache.tiers.record import (
     CorruptRecordError,
     monitoring_from_plain,
@@ -19,7 +20,7 @@ _CONTENT = (
     "key, proxy_url, sealed, source, fetch_time, expires_at, health_status, failure_count, "
     "health_monitoring, labels, version"
 )
-_CONTENT_LENGTH = 11
+CONTENT_LENGTH = 11
 # What makes an entry: the content, covered by the checksum, and the access facts, which change without it.
 COLUMNS = f"{_CONTENT}, checksum, access_count, last_accessed, evicted_from_l1"
 
@@ -56,9 +57,12 @@ def write_row(entry: CacheEntry, encryptor: CredentialEncryptor, recency: int) -
 
 def read_row(row: Row, encryptor: CredentialEncryptor) -> CacheEntry:
     """The entry of the values of COLUMNS; raises CorruptRecordError, UnreadableCredentialsError."""
-    content = row[:_CONTENT_LENGTH]
-    if checksum(content) != row[_CONTENT_LENGTH]:
+    content = row[:CONTENT_LENGTH]
+    if checksum(content) != row[CONTENT_LENGTH]:
         raise CorruptRecordError("the row does not match its checksum")
+    # The checksum leaves out what changes without a put.
+    if not all(isinstance(value, int) and 0 <= value <= MAX_USE for value in row[12:15]):
+        raise CorruptRecordError("what it says of its uses is damaged")
     key, url, sealed, source, fetched, expires, status, failures, monitoring, labels, version = content
     username, password = encryptor.open(None if sealed is None else sealed.encode())
     return restore_entry(

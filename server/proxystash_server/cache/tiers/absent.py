@@ -1,0 +1,87 @@
+"""A disk tier that is switched off by configuration: it holds nothing and takes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from proxystash_server.cache.access_log import Access
+from proxystash_server.cache.config import CacheTierConfig, CacheTierType
+from proxystash_server.cache.entry import CacheEntry, wall_clock
+from proxystash_server.cache.tiers.base import Applied, DurableTier, EntryFilter, Write
+
+
+class AbsentTier(DurableTier):
+    """Stands where a tier is disabled, so that nobody has to ask; `backend` is what it would have been."""
+
+    store_id = ""
+    partner_id = ""
+    doubtful = False
+    last_version = 0
+    busy = False
+
+    def __init__(self, config: CacheTierConfig, tier_type: CacheTierType, backend: str) -> None:
+        super().__init__(config, tier_type, wall_clock)
+        self.backend = backend
+
+    def open(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def probe(self) -> None:
+        pass
+
+    def stored_key_check(self) -> bytes | None:
+        return None
+
+    def set_partner(self, partner_id: str) -> None:
+        pass
+
+    def get(self, key: str) -> CacheEntry | None:
+        return None
+
+    def put(self, key: str, entry: CacheEntry) -> bool:
+        return False
+
+    def clear(self) -> int:
+        return 0
+
+    def size(self) -> int:
+        return 0
+
+    def keys(self) -> list[str]:
+        return []
+
+    def __contains__(self, key: str) -> bool:
+        return False
+
+    def expired_keys(self, now_us: int, limit: int) -> list[str]:
+        return []
+
+    def page(self, after: str, limit: int, entry_filter: EntryFilter, now_us: int) -> list[CacheEntry]:
+        return []
+
+    def versions(self, keys: Sequence[str]) -> dict[str, int]:
+        return {}
+
+    def apply(self, writes: Sequence[Write]) -> list[Applied]:
+        return [Applied(existed=False)] * len(writes)
+
+    def touch(self, accesses: Sequence[Access]) -> None:
+        pass
+
+    def backlog(self) -> dict[str, int]:
+        return {}
+
+    def extend_backlog(self, marks: Mapping[str, int]) -> None:
+        pass
+
+    def settle(self, keys: Iterable[str]) -> None:
+        pass
+
+    def clear_before(self, version: int) -> None:
+        pass
+
+    def trim(self) -> list[str]:
+        return []
