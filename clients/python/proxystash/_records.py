@@ -71,10 +71,10 @@ def record_from_entry(entry: CacheEntry, *, include_credentials: bool) -> dict[s
         record |= _without_unset(username=username, password=entry.password or address.password)
     record |= _without_unset(
         source=entry.source,
-        fetch_time=_time_text(entry.fetch_time),
+        fetch_time=time_text(entry.fetch_time),
         ttl_seconds=_seconds(entry.ttl),
-        expires_at=_time_text(entry.expires_at),
-        last_accessed=_time_text(entry.last_accessed),
+        expires_at=time_text(entry.expires_at),
+        last_accessed=time_text(entry.last_accessed),
     )
     record |= {
         "access_count": entry.access_count,
@@ -91,6 +91,11 @@ def record_from_entry(entry: CacheEntry, *, include_credentials: bool) -> dict[s
 def as_utc(time: datetime) -> datetime:
     """The same moment in UTC, a naive time being UTC already."""
     return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+
+
+def time_text(time: datetime | None) -> str | None:
+    """A time as ISO 8601 in UTC, to the microsecond."""
+    return None if time is None else as_utc(time).isoformat().replace("+00:00", "Z")
 
 
 def _address(record: Record) -> ProxyAddress:
@@ -161,7 +166,7 @@ def _lifetime(record: Record, now: datetime) -> tuple[datetime | None, timedelta
     except OverflowError:
         raise UnusableRecordError("it expires outside the years 1 to 9999") from None
     if expires_at is not None and expires_at <= now:
-        raise UnusableRecordError(f"it expired at {_time_text(expires_at)}")
+        raise UnusableRecordError(f"it expired at {time_text(expires_at)}")
     if ttl is not None and ttl <= timedelta(0):
         raise UnusableRecordError("expires_at is before fetch_time")
     return fetch_time, ttl, expires_at
@@ -225,8 +230,8 @@ def _health_monitoring(record: Record) -> HealthMonitoring | None:
 def _monitoring_record(monitoring: HealthMonitoring, include_credentials: bool) -> dict[str, object]:
     error = monitoring.last_health_error
     return _without_unset(
-        last_health_check=_time_text(monitoring.last_health_check),
-        next_check_time=_time_text(monitoring.next_check_time),
+        last_health_check=time_text(monitoring.last_health_check),
+        next_check_time=time_text(monitoring.next_check_time),
         last_health_error=error if include_credentials or error is None else redact(error),
     ) | {
         "consecutive_health_failures": monitoring.consecutive_health_failures,
@@ -317,10 +322,6 @@ def _number(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise UnusableRecordError(f"{name} is not a number")
     return value
-
-
-def _time_text(time: datetime | None) -> str | None:
-    return None if time is None else as_utc(time).isoformat().replace("+00:00", "Z")
 
 
 def _seconds(duration: timedelta | None) -> float | int | None:

@@ -6,12 +6,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from proxystash import Client
 from tests.support.server import ServerProcess, running_server
 
 from .blocking import BlockingAsyncClient
 from .fake_service import FakeService, serving
+
+# How long an example takes says nothing here.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 AnyClient = Client | BlockingAsyncClient
 Connect = Callable[..., AnyClient]

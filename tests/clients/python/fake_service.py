@@ -48,9 +48,9 @@ class StreamScript:
 
 @dataclass
 class FakeService(CacheServiceServicer):
-    """Keeps entries in a dict. Each call takes the next fault of its method, if there is one."""
+    """Keeps entries in a dict. Each call takes the next fault of its method, None being a success."""
 
-    faults: dict[str, deque[Fault]] = field(default_factory=dict)
+    faults: dict[str, deque[Fault | None]] = field(default_factory=dict)
     calls: Counter[str] = field(default_factory=Counter)
     requests: list[Message] = field(default_factory=list)
     entries: dict[str, pb.CacheEntry] = field(default_factory=dict)
@@ -58,8 +58,9 @@ class FakeService(CacheServiceServicer):
     hanging: set[str] = field(default_factory=set)
     deadlines: list[float] = field(default_factory=list)
 
-    def fail(self, method: str, fault: Fault, times: int = 1) -> None:
-        self.faults.setdefault(method, deque()).extend([fault] * times)
+    def fail(self, method: str, fault: Fault, times: int = 1, after: int = 0) -> None:
+        """Let a method succeed `after` times, then fail some times, and succeed again."""
+        self.faults.setdefault(method, deque()).extend([None] * after + [fault] * times)
 
     def _called(self, method: str, request: Message, context: grpc.ServicerContext) -> None:
         self.calls[method] += 1
@@ -67,8 +68,10 @@ class FakeService(CacheServiceServicer):
         self.deadlines.append(context.time_remaining())
         if method in self.hanging:
             wait_for_end(context)
-        if faults := self.faults.get(method):
-            faults.popleft().abort(context)
+        faults = self.faults.get(method)
+        fault = faults.popleft() if faults else None
+        if fault is not None:
+            fault.abort(context)
 
     def Get(self, request: pb.GetRequest, context: grpc.ServicerContext) -> pb.GetResponse:
         self._called("Get", request, context)
@@ -148,11 +151,16 @@ def wait_for_end(context: grpc.ServicerContext) -> None:
 
 
 @contextmanager
-def serving(service: FakeService, address: str = "127.0.0.1:0") -> Iterator[str]:
+def serving(
+    service: FakeService, address: str = "127.0.0.1:0", credentials: grpc.ServerCredentials | None = None
+) -> Iterator[str]:
     """Serve on a free port; yields the target."""
     server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
     add_CacheServiceServicer_to_server(service, server)
-    port = server.add_insecure_port(address)
+    if credentials is None:
+        port = server.add_insecure_port(address)
+    else:
+        port = server.add_secure_port(address, credentials)
     server.start()
     try:
         yield f"127.0.0.1:{port}"

@@ -11,11 +11,15 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import grpc
 import pytest
 
 from proxystash import CacheEntry, Client, HealthStatus, cache_key
+from proxystash.v1 import cache_service_pb2 as pb
 
 from .commands import PROGRAM, Commands, environment
+from .fake_service import FakeService, Fault
+from .waiting import wait_until
 
 SECRET = "s3cr3t-p4ss"
 KEY = cache_key("http://h:1")
@@ -50,7 +54,7 @@ def test_a_proxy_that_is_put_can_be_got(run: Commands) -> None:
     assert (put.code, put.err) == (got.code, got.err) == (0, "")
     assert (put.json["key"], put.json["stored_in"]) == (KEY, ["l1", "l2", "l3"])
     entry = got.json
-    assert entry["expires_at"].startswith(put.json["expires_at"].removesuffix("Z"))
+    assert entry["expires_at"] == put.json["expires_at"]
     assert (entry["proxy_url"], entry["source"], entry["ttl_seconds"]) == ("http://h:1", "tests", 7200)
     assert (entry["health_status"], entry["labels"]) == ("healthy", {"country": "DE", "note": "a=b"})
     assert (entry["served_by"], entry["access_count"]) == ("l1", 1)
@@ -454,6 +458,58 @@ def test_an_export_that_fails_leaves_the_file_as_it_was(run: Commands, tmp_path:
     assert outcome.code == 3
     assert file.read_text() == "before"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_an_export_that_fails_half_way_leaves_the_file_as_it_was(
+    service: FakeService, fake_target: str, tmp_path: Path
+) -> None:
+    fill(service, 700)
+    service.fail("List", Fault(grpc.StatusCode.INTERNAL, "oh"), after=1)
+    file = tmp_path / "all.jsonl"
+    file.write_text("before")
+
+    outcome = Commands(fake_target)("export", str(file))
+
+    assert (outcome.code, outcome.err) == (3, "proxystash: oh\n")
+    assert file.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_an_export_that_is_terminated_leaves_nothing_behind(
+    service: FakeService, fake_target: str, tmp_path: Path
+) -> None:
+    service.hanging.add("List")
+    process = subprocess.Popen(
+        [PROGRAM, "export", str(tmp_path / "all.jsonl"), "--target", fake_target], env=environment()
+    )
+    wait_until(lambda: service.calls["List"] == 1)
+    assert list(tmp_path.iterdir())  # the file it is writing
+
+    process.terminate()
+
+    assert process.wait(60) == 143
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_warm_that_fails_half_way_says_how_far_it_came(
+    service: FakeService, fake_target: str, tmp_path: Path
+) -> None:
+    service.fail("BatchPut", Fault(grpc.StatusCode.INTERNAL, "oh"), after=1)
+    file = tmp_path / "proxies.txt"
+    file.write_text("".join(f"h:{port}\n" for port in range(1, 1501)))
+
+    outcome = Commands(fake_target)("warm", str(file))
+
+    assert (outcome.code, outcome.out) == (3, "")
+    assert outcome.err == (
+        "proxystash: oh; 1,000 were loaded before that, and loading them again does no harm\n"
+    )
+
+
+def fill(service: FakeService, count: int) -> None:
+    for entry in proxies(count):
+        key = cache_key(entry.proxy_url)
+        service.entries[key] = pb.CacheEntry(key=key, proxy_url=entry.proxy_url)
 
 
 def test_an_export_through_a_link_replaces_what_it_points_to(

@@ -49,7 +49,7 @@ def test_the_exit_codes_are_documented() -> None:
 
     assert outcome.code == 0
     assert all(name in outcome.out for name in NAMES)
-    for code in ("0: done", "1: ", "2: ", "3: ", "130: ", "141: "):
+    for code in ("0: done", "1: ", "2: ", "3: ", "130: ", "141: ", "143: "):
         assert f" {code}" in outcome.out
 
 

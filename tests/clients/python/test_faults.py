@@ -5,12 +5,15 @@ from __future__ import annotations
 import gc
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from google.rpc import error_details_pb2
 
 from proxystash import (
@@ -25,11 +28,11 @@ from proxystash import (
     RetryPolicy,
     UnavailableError,
 )
-from proxystash.v1 import cache_service_pb2 as pb
 
 from .conftest import AnyClient, Connect
 from .fake_service import FakeService, Fault, serving
 from .test_proxies import _everything_reachable_from
+from .waiting import wait_until
 
 SECRET = "s3cr3t-p4ss"
 UNAVAILABLE = Fault(grpc.StatusCode.UNAVAILABLE, "not now")
@@ -218,23 +221,11 @@ def test_the_servers_reason_and_field_reach_the_caller(client: AnyClient, servic
 
 def test_an_item_at_fault_is_named_by_its_position_among_all(client: AnyClient, service: FakeService) -> None:
     violation = error_details_pb2.BadRequest.FieldViolation(field="keys[7]", description="empty")
-    keys = (str(number) for number in range(2000))
-    fault = Fault(
-        grpc.StatusCode.INVALID_ARGUMENT,
-        "empty",
-        [error_details_pb2.BadRequest(field_violations=[violation])],
-    )
-    original = service._get
-
-    def fail_in_the_second_batch(key: str) -> pb.GetResponse:
-        if key == "999":
-            service.fail("BatchGet", fault)
-        return original(key)
-
-    service._get = fail_in_the_second_batch  # type: ignore[method-assign]  # a fault of one request
+    details = [error_details_pb2.BadRequest(field_violations=[violation])]
+    service.fail("BatchGet", Fault(grpc.StatusCode.INVALID_ARGUMENT, "empty", details), after=1)
 
     with pytest.raises(InvalidArgumentError) as caught:
-        client.get_many(keys)
+        client.get_many(str(number) for number in range(2000))
 
     assert caught.value.field == "keys[1007]"
 
@@ -306,7 +297,7 @@ def test_closing_ends_a_call_that_waits(service: FakeService, fake_target: str) 
 
     thread = threading.Thread(target=get)
     thread.start()
-    _wait_until(lambda: service.calls["Get"] == 1)
+    wait_until(lambda: service.calls["Get"] == 1)
     client.close()
     thread.join(30)
 
@@ -342,19 +333,35 @@ def test_a_client_leaves_nothing_behind(service: FakeService, fake_target: str) 
     assert threading.active_count() <= before + 1
 
 
+def test_a_channel_can_be_secure(connect: Connect, service: FakeService) -> None:
+    key, certificate = self_signed("localhost")
+    server_credentials = grpc.ssl_server_credentials([(key, certificate)])
+    with serving(service, credentials=server_credentials) as address:
+        target = address.replace("127.0.0.1", "localhost")
+
+        assert connect(target, credentials=grpc.ssl_channel_credentials(certificate)).get("k") is None
+        with pytest.raises(UnavailableError):
+            connect(target, credentials=grpc.ssl_channel_credentials(), retry=None).get("k")
+
+
+def self_signed(name: str) -> tuple[bytes, bytes]:
+    """A private key and its certificate, in PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return private, certificate.public_bytes(serialization.Encoding.PEM)
+
+
 def test_a_client_says_where_it_goes(fake_target: str) -> None:
     with Client(fake_target) as client:
         assert repr(client) == f"Client('{fake_target}')"
-
-
-def _wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-@pytest.fixture(autouse=True)
-def _no_thread_left() -> Iterator[None]:
-    yield
-    gc.collect()

@@ -28,7 +28,7 @@ from tests.support.server import running_server
 from .conftest import Connect
 from .fake_service import FakeService, Fault, StreamScript
 from .relay import Relay
-from .test_faults import _wait_until
+from .waiting import wait_until
 
 UNAVAILABLE = Fault(grpc.StatusCode.UNAVAILABLE, "not now")
 CANCELLED = Fault(grpc.StatusCode.CANCELLED, "too slow")
@@ -204,7 +204,7 @@ def test_closing_ends_the_iteration_of_another_thread(
     stream = client.stream_stats()
     updates: list[StatsUpdate] = []
     reader = in_thread(lambda: updates.extend(stream))
-    _wait_until(lambda: service.calls["StreamStats"] == 1)
+    wait_until(lambda: service.calls["StreamStats"] == 1)
 
     (client if close_client else stream).close()
 
@@ -278,7 +278,7 @@ def test_closing_ends_a_call_of_another_task(service: FakeService, fake_target: 
     async def run() -> BaseException | None:
         client = AsyncClient(fake_target, timeout=60)
         call = asyncio.create_task(client.get("k"))
-        await asyncio.to_thread(_wait_until, lambda: service.calls["Get"] == 1)
+        await asyncio.to_thread(wait_until, lambda: service.calls["Get"] == 1)
         await client.close()
         await asyncio.wait([call], timeout=30)
         return call.exception()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from proxystash._defaults import DEFAULT_TARGET, DEFAULT_TIMEOUT
+from proxystash._records import time_text
 from proxystash.cli import options, output
 from proxystash.cli.failures import CommandError, ExitCode
 from proxystash.models import CacheEntry, HealthStatus
@@ -104,11 +105,12 @@ def put(
     with options.connect(target, timeout) as client:
         stored = client.put(entry)
     tiers = [tier.value for tier in stored.stored_in]
-    expires_at = stored.expires_at.isoformat(timespec="seconds").replace("+00:00", "Z")
     if json:
+        expires_at = time_text(stored.expires_at)
         output.print_json({"key": stored.key, "expires_at": expires_at, "stored_in": tiers})
     else:
-        output.print_line(f"stored {stored.key} in {', '.join(tiers)}, until {expires_at}")
+        until = output.short_time(stored.expires_at)
+        output.print_line(f"stored {stored.key} in {', '.join(tiers)}, until {until}")
 
 
 def delete(

@@ -29,6 +29,7 @@ class ExitCode(IntEnum):
     SERVER = 3
     INTERRUPTED = 130
     PIPE_CLOSED = 141
+    TERMINATED = 143
 
 
 _MEANINGS = {
@@ -38,6 +39,7 @@ _MEANINGS = {
     ExitCode.SERVER: "the server cannot be reached, did not answer in time, or failed",
     ExitCode.INTERRUPTED: "interrupted with Ctrl-C",
     ExitCode.PIPE_CLOSED: "nobody reads the output any more",
+    ExitCode.TERMINATED: "terminated",
 }
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib.metadata import version
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -73,6 +75,10 @@ def _root(
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = app(standalone_mode=False)
     except _ParserError as error:
@@ -82,6 +88,11 @@ def main() -> None:
         # Ctrl-C, or a question that was answered with no.
         code = ExitCode.INTERRUPTED if isinstance(error.__cause__, KeyboardInterrupt) else ExitCode.NOT_DONE
     sys.exit(code if isinstance(code, int) else ExitCode.OK)
+
+
+def _terminate(_signal: int, _frame: object) -> None:
+    """End the orderly way, so that no half-written file is left."""
+    sys.exit(ExitCode.TERMINATED)
 
 
 def _describe(error: Exception) -> str:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from proxystash._records import record_from_entry
+from proxystash._records import record_from_entry, time_text
 from proxystash.models import CacheEntry, CacheStatistics, LatencySummary
 
 _WIDE = 1000
@@ -21,7 +21,7 @@ _WIDE = 1000
 
 def print_json(record: Mapping[str, object]) -> None:
     """Print one object as a line of JSON."""
-    typer.echo(json.dumps(record, ensure_ascii=False))
+    typer.echo(json.dumps(record))
 
 
 def print_line(text: str) -> None:
@@ -49,6 +49,11 @@ def progress_console() -> Console:
 def printable(text: str) -> str:
     """A text from the server without what could drive a terminal."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def short_time(time: datetime | None) -> str:
+    """A time for people, to the second."""
+    return "" if time is None else time.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def entry_record(entry: CacheEntry, *, show_credentials: bool) -> dict[str, object]:
@@ -90,7 +95,7 @@ def entry_table(entries: Iterable[CacheEntry], *, show_credentials: bool) -> Tab
             "failures": str(entry.failure_count),
             "source": entry.source,
             "labels": _labels_text(entry.labels),
-            "expires_at": _time_text(entry.expires_at),
+            "expires_at": short_time(entry.expires_at),
         }
         table.add_row(*(Text(printable(cells[name])) for name in names))
     return table
@@ -99,8 +104,8 @@ def entry_table(entries: Iterable[CacheEntry], *, show_credentials: bool) -> Tab
 def statistics_record(statistics: CacheStatistics) -> dict[str, object]:
     """A snapshot as JSON has it: times in ISO 8601, latencies in microseconds."""
     return {
-        "observed_at": _time_text(statistics.observed_at),
-        "started_at": _time_text(statistics.started_at),
+        "observed_at": time_text(statistics.observed_at),
+        "started_at": time_text(statistics.started_at),
         "entries": statistics.entries,
         "hits": statistics.hits,
         "misses": statistics.misses,
@@ -138,7 +143,7 @@ def statistics_table(statistics: CacheStatistics) -> Table:
         box=SIMPLE_HEAD,
         pad_edge=False,
         show_edge=False,
-        caption=f"at {_time_text(statistics.observed_at)}, up since {_time_text(statistics.started_at)}",
+        caption=f"at {short_time(statistics.observed_at)}, up since {short_time(statistics.started_at)}",
         caption_justify="left",
     )
     table.add_column("")
@@ -174,7 +179,7 @@ def statistics_line(statistics: CacheStatistics) -> str:
     """A snapshot in one line."""
     tiers = ", ".join(f"{tier.tier.value} {tier.entries:,} {tier.state.value}" for tier in statistics.tiers)
     return (
-        f"{_time_text(statistics.observed_at)}  {statistics.entries:,} entries, {statistics.hits:,} hits, "
+        f"{short_time(statistics.observed_at)}  {statistics.entries:,} entries, {statistics.hits:,} hits, "
         f"{statistics.misses:,} misses ({statistics.hit_rate:.1%}); {tiers}"
     )
 
@@ -193,10 +198,6 @@ def _flatten(record: Mapping[str, object]) -> Iterable[tuple[str, object]]:
 
 def _labels_text(labels: Mapping[str, str]) -> str:
     return ", ".join(f"{name}={value}" for name, value in sorted(labels.items()))
-
-
-def _time_text(time: datetime | None) -> str:
-    return "" if time is None else time.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _latency_record(latency: LatencySummary) -> dict[str, float]:
