@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from proxystash_server import __version__
+from proxystash_server.proxywhirl_import.command import import_proxywhirl
 from proxystash_server.settings import (
     CONFIG_VARIABLE,
     FLAGS,
@@ -118,6 +119,9 @@ def settings(
     """Show the settings in effect and where each comes from, as TOML. Secrets are not shown."""
     for line in document_settings() if markdown else show_settings(loaded):
         typer.echo(line)
+
+
+app.command()(with_settings(import_proxywhirl))
 
 
 def _fail(lines: list[str], exit_code: int) -> NoReturn:
