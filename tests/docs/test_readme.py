@@ -67,9 +67,9 @@ def test_the_grpcurl_calls_do_what_they_say(server: ServerProcess, tmp_path: Pat
     )
 
     assert "proxystash.v1.CacheService.StreamStats" in output
-    assert '"proxy_url": "http://192.0.2.20:8080"' in output
-    assert '"served_by": "TIER_L1"' in output
-    assert '"failure_count": 1' in output
+    assert '"proxyUrl": "http://192.0.2.20:8080"' in output
+    assert '"servedBy": "TIER_L1"' in output
+    assert '"failureCount": 1' in output
 
 
 def test_the_client_snippet_does_what_it_says(server: ServerProcess, tmp_path: Path) -> None:

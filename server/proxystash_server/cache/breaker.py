@@ -14,6 +14,8 @@ LONGEST_PAUSE = 60.0
 class CircuitBreaker:
     """Counts a tier's failures in a row; at three it opens, and the tier is skipped until a probe has worked.
 
+    Reads and writes are counted apart: on a full disk every read works.
+
     Between probes it waits 1 s, then twice as long each time up to 60 s, less a random part of up to half so
     that several tiers or servers do not probe in step. Thread-safe; it never calls out while it holds its
     lock.
@@ -23,7 +25,7 @@ class CircuitBreaker:
         self._monotonic = monotonic
         self._jitter = jitter
         self._lock = threading.Lock()
-        self._failures = 0
+        self._failures: dict[str, int] = {}
         self._open = False
         self._pause = FIRST_PAUSE
         self._probe_at = 0.0
@@ -34,17 +36,17 @@ class CircuitBreaker:
         """Whether the tier is to be skipped."""
         return self._open
 
-    def record_success(self) -> None:
-        """Note an operation that worked; failures before it no longer count."""
+    def record_success(self, kind: str) -> None:
+        """Note an operation of a kind that worked; failures of that kind before it no longer count."""
         if self._failures:
             with self._lock:
-                self._failures = 0
+                self._failures.pop(kind, None)
 
-    def record_failure(self) -> bool:
-        """Note an operation that failed; return whether this one opened the breaker."""
+    def record_failure(self, kind: str) -> bool:
+        """Note an operation of a kind that failed; return whether this one opened the breaker."""
         with self._lock:
-            self._failures += 1
-            if self._open or self._failures < FAILURES_TO_OPEN:
+            self._failures[kind] = self._failures.get(kind, 0) + 1
+            if self._open or self._failures[kind] < FAILURES_TO_OPEN:
                 return False
             self._open_now()
             return True
@@ -71,7 +73,7 @@ class CircuitBreaker:
             self._probing = False
             if worked:
                 self._open = False
-                self._failures = 0
+                self._failures.clear()
             else:
                 self._pause = min(self._pause * 2, LONGEST_PAUSE)
                 self._schedule()

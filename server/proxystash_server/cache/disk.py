@@ -142,15 +142,23 @@ class DiskTiers:
 
     def clear(self) -> bool:
         """Empty both tiers; whether any took it, which otherwise changes nothing. Every key is locked."""
-        version = self._versions.next()
+        mark = {EVERYTHING: self._versions.next()}
+        away = [level for level in self.levels if level.enabled and not level.is_open]
+        before = {level.name: level.missed_of(mark) for level in away}
+        for level in away:
+            # Before the other one is cleared: killed in between, nobody may believe what this one holds.
+            self._pair.note_missed(level, mark)
         cleared = [level for level in self.levels if level.is_open and level.write(level.tier.clear)]
         if not cleared and self.authority is not None:
+            for level in away:
+                self._pair.settle(level, mark)
+                self._pair.note_missed(level, before[level.name])
             return False
         for level in self.levels:
             if level in cleared:
                 self._pair.settle(level, list(level.missed()))
-            elif level.enabled:
-                self._pair.note_missed(level, {EVERYTHING: version})
+            elif level.enabled and level not in away:
+                self._pair.note_missed(level, mark)
         return True
 
     def note_loss(self, tier: CacheTierType, key: str) -> None:
@@ -174,18 +182,16 @@ class DiskTiers:
         return all(taken)
 
     def _forget_in_l2(self, keys: Sequence[str], outcome: WriteOutcome) -> bool:
-        l2 = self.l2.tier
+        worked, held = self.l2.attempt("read", [], self._held_by_l2, keys)
+        if not held:
+            return worked
+        current = [key for key in held if not self.l2.has_missed(key)]
+        outcome.held[self.l2.name] = len(current)
+        outcome.held_keys.update(current)
+        return self.l2.write(self.l2.tier.apply, [Write(key, None) for key in held])
 
-        def forget() -> list[str]:
-            held = [key for key in keys if key in l2]
-            if held:
-                l2.apply([Write(key, None) for key in held])
-            return held
-
-        worked, held = self.l2.attempt("write", [], forget)
-        outcome.held[self.l2.name] = len(held)
-        outcome.held_keys.update(held)
-        return worked
+    def _held_by_l2(self, keys: Sequence[str]) -> list[str]:
+        return [key for key in keys if key in self.l2.tier]
 
     def _take_back(
         self, versions: Mapping[str, int], before: Mapping[CacheTierType, Mapping[str, int]]
@@ -222,7 +228,9 @@ class DiskTiers:
             )
             if not worked:
                 raise CacheUnavailableError("a tier failed while its entries were listed; try again")
-            return entries
+            if authority.is_complete:
+                return entries
+            # A damaged record came to light, which another tier may hold.
         memory = self._memory
         streams = [_stream(level, after, limit, entry_filter, now_us) for level in self.levels if level.works]
         if memory.enabled:

@@ -16,6 +16,7 @@ from proxystash.models import HealthMonitoring, HealthStatus
 from proxystash.proxies import InvalidProxyUrl, parse_proxy_url
 from proxystash_server.cache.errors import InvalidEntryError
 from proxystash_server.cache.limits import (
+    MAX_TTL_US,
     NO_LABELS,
     SECOND_US,
     check_failure_count,
@@ -142,6 +143,8 @@ class CacheEntry(_Fields):
             ttl = round(ttl_seconds * SECOND_US) if math.isfinite(ttl_seconds) else 0
             check_ttl(ttl)
         expires = fetched + ttl if expires_at is None else to_microseconds(expires_at)
+        if expires - fetched > MAX_TTL_US:
+            check_ttl(expires - fetched)
         made = make_entry(
             proxy_url,
             key=key,
@@ -230,6 +233,12 @@ class CacheEntry(_Fields):
         raise AttributeError(f"CacheEntry is immutable; use model_copy(update={{{name!r}: ...}})")
 
     __delattr__ = __setattr__  # type: ignore[assignment]  # refuses just the same, whatever it is given
+
+    def __copy__(self) -> CacheEntry:
+        return self
+
+    def __deepcopy__(self, _memo: object) -> CacheEntry:
+        return self
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, CacheEntry):

@@ -138,9 +138,9 @@ class DiskLevel:
         try:
             result = operation(*args, **kwargs)
         except TierError as error:
-            self._record_failure(error)
+            self._record_failure(kind, error)
             return False, default
-        self.breaker.record_success()
+        self.breaker.record_success(kind)
         self._statistics.latency(self.name, kind).record(time.perf_counter_ns() - started)
         return True, result
 
@@ -156,7 +156,12 @@ class DiskLevel:
         if not worked:
             return False
         outcome.stored_in.append(self.name)
-        held = {write.key for write, one in zip(writes, applied, strict=True) if one.existed}
+        # What the tier still holds because it missed its removal was no longer held.
+        held = {
+            write.key
+            for write, one in zip(writes, applied, strict=True)
+            if one.existed and not self.has_missed(write.key)
+        }
         outcome.held[self.name] = outcome.held.get(self.name, 0) + len(held)
         outcome.held_keys |= held
         outcome.evicted[self.name] = [key for one in applied for key in one.evicted]
@@ -167,18 +172,18 @@ class DiskLevel:
         try:
             operation()
         except TierError as error:
-            self._record_failure(error)
+            self._record_failure("background", error)
 
     def give_up(self, error: TierError) -> None:
         """Skip the tier from now on, whatever it did before."""
         if self.breaker.force_open():
             logger.warning("tier degraded", extra=self.describe(error))
 
-    def _record_failure(self, error: TierError) -> None:
+    def _record_failure(self, kind: str, error: TierError) -> None:
         self._statistics.record_error(self.name)
         if isinstance(error, TierLostError):
             self.give_up(error)
-        elif self.breaker.record_failure():
+        elif self.breaker.record_failure(kind):
             logger.warning("tier degraded", extra=self.describe(error))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Final
 
@@ -188,4 +189,12 @@ def checked_monitoring(monitoring: HealthMonitoring) -> HealthMonitoring:
             "health_monitoring.last_health_error", "INVALID_HEALTH_MONITORING", " ".join(error.split())
         )
         monitoring = replace(monitoring, last_health_error=redact(error))
-    return monitoring
+    return replace(
+        monitoring,
+        last_health_check=_as_utc(monitoring.last_health_check),
+        next_check_time=_as_utc(monitoring.next_check_time),
+    )
+
+
+def _as_utc(moment: datetime | None) -> datetime | None:
+    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment

@@ -7,6 +7,8 @@ import threading
 import weakref
 from typing import TYPE_CHECKING
 
+from proxystash_server.cache.errors import CacheClosedError
+
 if TYPE_CHECKING:
     from proxystash_server.cache.manager import CacheManager
 
@@ -42,6 +44,8 @@ class Maintenance:
                 return
             try:
                 manager.maintain()
+            except CacheClosedError:
+                return
             except Exception:
                 # The next round may do better; the tiers' own failures are handled below it.
                 logger.exception("maintenance failed")

@@ -207,6 +207,8 @@ class CacheManager:
 
     def lookup_many(self, keys: Sequence[str]) -> list[Lookup]:
         """A lookup of each key, in order; not atomic across keys."""
+        for key in keys:
+            check_key(key)
         return [self.lookup(key) for key in keys]
 
     def list_entries(self, after: str, limit: int, entry_filter: EntryFilter) -> list[CacheEntry]:
@@ -294,6 +296,7 @@ class CacheManager:
     def cleanup_expired(self) -> int:
         """Remove every expired entry, a batch at a time; how many distinct ones there were."""
         removed = 0
+        self._check_open()
         for expired_keys in self._stack.expired_key_sources():
             while keys := expired_keys(self._clock(), EXPIRY_BATCH):
                 expired = self._expire(keys)
@@ -325,6 +328,7 @@ class CacheManager:
 
         Flush access counts, do what gets have postponed, probe degraded tiers, work off backlogs, compact.
         """
+        self._check_open()
         self._stack.maintain()
 
     def warm_from_file(self, file_path: str, ttl_override: int | None = None) -> transfer.WarmResult:
@@ -332,6 +336,7 @@ class CacheManager:
 
         How many were loaded, skipped, failed, and why.
         """
+        self._check_open()
         return transfer.warm_from_file(self, file_path, ttl_override)
 
     def export_to_file(self, filepath: str, *, include_credentials: bool = False) -> transfer.ExportResult:
@@ -379,8 +384,6 @@ class CacheManager:
                 missed.append(CacheTierType.L1)
             entry, served_by, missed_below = self._stack.find(key)
             missed += missed_below
-            if entry is None and not missed:
-                raise CacheUnavailableError("no tier is able to answer; try again")
             if entry is None or self._stack.is_expired(entry):
                 if entry is not None and not self._stack.postponed(key):
                     self._stack.remove_expired([key])

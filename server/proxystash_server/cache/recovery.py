@@ -8,7 +8,10 @@ version by now, or the other tier's backlog has a later mark.
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import ParamSpec, TypeVar
 
 from proxystash_server.cache.errors import StoreError, TierError
 from proxystash_server.cache.keylocks import KeyLocks
@@ -17,6 +20,9 @@ from proxystash_server.cache.tiers.base import EVERYTHING, CacheTier, Write
 from proxystash_server.cache.versions import Versions
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
 
 _REPLAY_BATCH = 100
 # A store that has worked without its partner: whatever that partner holds is out of date.
@@ -57,11 +63,9 @@ class Recovery:
                     except TierError as error:
                         level.give_up(error)
             if self._pair.both_open:
-                try:
+                with suppress(TierError):
+                    # Whichever of the two failed was given up; the other serves alone.
                     self._match_partners()
-                except TierError as error:
-                    # Whichever of the two failed: without L2, what is served is L3's word alone.
-                    self._pair.l2.give_up(error)
         except StoreError:
             self._pair.close()
             raise
@@ -97,7 +101,7 @@ class Recovery:
         level.tier.probe()
         self._versions.continue_after(max(level.tier.last_version, *level.tier.backlog().values(), 0))
         if not self._pair.other(level).enabled and level.tier.partner_id != ALONE:
-            level.tier.set_partner(ALONE)
+            level.tier.set_partner(ALONE, "")
 
     def _recover(self, level: DiskLevel) -> bool:
         try:
@@ -149,32 +153,37 @@ class Recovery:
     # -- partners
 
     def _match_partners(self) -> None:
-        """Make sure, before either is read, that the two stores belong together and agree. Both are open."""
+        """Make sure, before either is read, that the two stores belong together and agree. Both are open.
+
+        Raises TierError, and gives up the tier that failed.
+        """
         l2, l3 = self._pair.l2.tier, self._pair.l3.tier
         if l2.partner_id == l3.store_id and l3.partner_id == l2.store_id:
-            # A bounded L3 may have been killed between an eviction and what follows from it in L2.
+            # An old copy of one of them may have been put back. A bounded L3 may have been killed between an
+            # eviction and what follows from it in L2.
             bounded = l3.config.max_entries is not None
-            if l2.doubtful or bounded or l2.last_version > l3.last_version:
+            if l2.doubtful or bounded or l2.session != l3.session or l2.last_version > l3.last_version:
                 self._compare_entries()
-            return
-        if l3.is_new or (l2.partner_id == ALONE and l3.partner_id == l2.store_id):
+        elif l3.is_new or (l2.partner_id == ALONE and l3.partner_id == l2.store_id):
             self._fill_l3_from_l2()
         else:
             self._keep_of_l2_what_l3_missed()
-        l2.set_partner(l3.store_id)
-        l3.set_partner(l2.store_id)
+        session = uuid.uuid4().hex
+        _do(self._pair.l2, l2.set_partner, l3.store_id, session)
+        _do(self._pair.l3, l3.set_partner, l2.store_id, session)
 
     def _fill_l3_from_l2(self) -> None:
         """L3 was lost, or L2 has gone on without it: what L2 and memory hold is all there is."""
         l2, l3 = self._pair.l2, self._pair.l3
         missed_by_l2 = l2.missed()
-        l2.tier.clear_before(missed_by_l2.get(EVERYTHING, 0))
-        held = l2.tier.versions(list(missed_by_l2))
-        l2.tier.apply([Write(key, None) for key, version in held.items() if version < missed_by_l2[key]])
-        l3.tier.clear()
-        marks = {**l2.tier.versions(l2.tier.keys()), **self._in_memory()}
+        _do(l2, l2.tier.clear_before, missed_by_l2.get(EVERYTHING, 0))
+        held = _do(l2, l2.tier.versions, list(missed_by_l2))
+        outdated = [Write(key, None) for key, version in held.items() if version < missed_by_l2[key]]
+        _do(l2, l2.tier.apply, outdated)
+        _do(l3, l3.tier.clear)
+        marks = {**_do(l2, l2.tier.versions, _do(l2, l2.tier.keys)), **self._in_memory()}
         # Marked before the stores are declared partners, so that a crash between the two starts over.
-        l2.tier.extend_backlog(marks)
+        _do(l2, l2.tier.extend_backlog, marks)
         self._pair.settle(l2, list(missed_by_l2))
         l3.add_missed(marks)
 
@@ -184,7 +193,8 @@ class Recovery:
         last = l3.tier.last_version
         self._pair.settle(l3, [key for key, version in l3.missed().items() if version <= last])
         believed = l3.missed()
-        l2.tier.apply([Write(key, None) for key in l2.tier.keys() if key not in believed])  # noqa: SIM118
+        keys = _do(l2, l2.tier.keys)
+        _do(l2, l2.tier.apply, [Write(key, None) for key in keys if key not in believed])
         self._pair.settle(l2, [key for key in l2.missed() if key not in believed])
 
     def _compare_entries(self) -> None:
@@ -198,8 +208,8 @@ class Recovery:
         known = l3.missed()
         if EVERYTHING in known:
             return
-        here = l2.tier.versions([key for key in l2.tier.keys() if key not in known])  # noqa: SIM118 -- no dict
-        there = l3.tier.versions(list(here))
+        here = _do(l2, l2.tier.versions, [key for key in _do(l2, l2.tier.keys) if key not in known])
+        there = _do(l3, l3.tier.versions, list(here))
         differing = {key: version for key, version in here.items() if version != there.get(key)}
         lost_by_l3 = {
             key: version
@@ -207,11 +217,11 @@ class Recovery:
             if version > max(l3.tier.last_version, there.get(key, 0))
         }
         if lost_by_l3:
-            l2.tier.extend_backlog(lost_by_l3)
+            _do(l2, l2.tier.extend_backlog, lost_by_l3)
             l3.add_missed(lost_by_l3)
         outdated = [Write(key, None) for key in differing if key not in lost_by_l3]
         if outdated:
-            l2.tier.apply(outdated)
+            _do(l2, l2.tier.apply, outdated)
 
     # -- backlogs
 
@@ -273,3 +283,17 @@ class Recovery:
             outdated = [Write(key, None) for key, version in in_l2.items() if version != in_l3.get(key)]
             if outdated and not l2.write(l2.tier.apply, outdated):
                 self._pair.note_missed(l2, {write.key: in_l3[write.key] for write in outdated})
+
+
+def _do(
+    level: DiskLevel,
+    operation: Callable[Arguments, Result],
+    *args: Arguments.args,
+    **kwargs: Arguments.kwargs,
+) -> Result:
+    """Run an operation of a tier whose failure makes it unusable; raises TierError."""
+    try:
+        return operation(*args, **kwargs)
+    except TierError as error:
+        level.give_up(error)
+        raise

@@ -112,6 +112,8 @@ class TierStack:
         # Peeked before the disk is read: a flush in between would hide the counts from both.
         used = self.access_log.peek(key)
         entry, served_by, missed = self.disk.read(key)
+        if entry is None and not missed and not self.l1.enabled:
+            raise CacheUnavailableError("no tier is able to answer; try again")
         return entry and combine(entry, used), served_by, missed
 
     def current(self, key: str) -> CacheEntry | None:

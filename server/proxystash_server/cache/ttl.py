@@ -6,6 +6,8 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
+from proxystash_server.cache.errors import CacheClosedError
+
 if TYPE_CHECKING:
     from proxystash_server.cache.manager import CacheManager
 
@@ -47,6 +49,8 @@ class TTLManager:
         while not self._stopping.wait(self.cleanup_interval):
             try:
                 self.cache_manager.cleanup_expired()
+            except CacheClosedError:
+                return
             except Exception:
                 # The cleaner must outlive one bad round; the tiers' own failures are handled below it.
                 logger.exception("cleaning up expired entries failed")

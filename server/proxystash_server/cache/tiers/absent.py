@@ -15,6 +15,7 @@ class AbsentTier(DurableTier):
 
     store_id = ""
     partner_id = ""
+    session = ""
     doubtful = False
     last_version = 0
     busy = False
@@ -35,7 +36,7 @@ class AbsentTier(DurableTier):
     def stored_key_check(self) -> bytes | None:
         return None
 
-    def set_partner(self, partner_id: str) -> None:
+    def set_partner(self, partner_id: str, session: str) -> None:
         pass
 
     def get(self, key: str) -> CacheEntry | None:

@@ -159,9 +159,14 @@ class DurableTier(CacheTier):
         """Whether the store has just been created, and has never had a partner or an entry."""
         return not self.partner_id and not self.size()
 
+    @property
     @abstractmethod
-    def set_partner(self, partner_id: str) -> None:
-        """Remember the partner."""
+    def session(self) -> str:
+        """The random name of the run in which the two last worked together."""
+
+    @abstractmethod
+    def set_partner(self, partner_id: str, session: str) -> None:
+        """Remember the partner, and the run in which both were told so."""
 
     @property
     @abstractmethod

@@ -132,10 +132,15 @@ class JsonlCacheTier(DurableTier):
     def partner_id(self) -> str:
         return str(self._meta.get("partner_id", ""))
 
-    def set_partner(self, partner_id: str) -> None:
+    @property
+    def session(self) -> str:
+        return str(self._meta.get("session", ""))
+
+    def set_partner(self, partner_id: str, session: str) -> None:
+        meta = {**self._meta, "partner_id": partner_id, "session": session}
         with self._commits.lock, _translated():
-            self._directory.write_meta({**self._meta, "partner_id": partner_id})
-            self._meta["partner_id"] = partner_id
+            self._directory.write_meta(meta)
+        self._meta = meta
 
     @property
     def doubtful(self) -> bool:
@@ -442,7 +447,7 @@ class JsonlCacheTier(DurableTier):
         for shard in shards:
             for offset, line, record in shard.load():
                 try:
-                    if record is None:
+                    if record is None or not self._belongs(record, shard):
                         raise ValueError("the line is damaged")
                     cleared_at = max(cleared_at, record["seq"]) if record["op"] == "clear" else cleared_at
                     sequence = max(sequence, record["seq"])
@@ -503,6 +508,11 @@ class JsonlCacheTier(DurableTier):
         if not self._shards:
             raise TierError("the files are closed")
         return self._shards[self._number(key)]
+
+    def _belongs(self, record: dict[str, Any], shard: Shard) -> bool:
+        """Whether a line stands in the shard where its key is looked for."""
+        key = record.get("key")
+        return key is None or self._number(key) == shard.number
 
     @staticmethod
     def _number(key: str) -> int:

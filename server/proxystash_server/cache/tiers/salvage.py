@@ -24,6 +24,8 @@ def salvage(damaged: Path, connection: sqlite3.Connection, columns: str) -> int:
         source = sqlite3.connect(f"{damaged.absolute().as_uri()}?mode=ro", uri=True)
     except sqlite3.Error:
         return 0
+    # As for reading in general: text that is none must not end the whole scan.
+    source.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
     try:
         connection.execute("BEGIN")
         marks = ", ".join("?" * len(columns.split(",")))

@@ -78,6 +78,7 @@ class SQLiteCacheTier(DurableTier):
         self._recency = 0
         self._store_id = ""
         self._partner_id = ""
+        self._session = ""
 
     # -- the store as a whole
 
@@ -97,6 +98,7 @@ class SQLiteCacheTier(DurableTier):
         meta = self._database.write(prepare)
         self._store_id = meta["store_id"]
         self._partner_id = meta["partner_id"]
+        self._session = str(meta.get("session", ""))
         # Later than any recency given before, without looking for the greatest.
         self._recency = max(self._recency, time.time_ns() // 1000)
         if saved is not None:
@@ -126,13 +128,16 @@ class SQLiteCacheTier(DurableTier):
     def partner_id(self) -> str:
         return self._partner_id
 
-    def set_partner(self, partner_id: str) -> None:
+    @property
+    def session(self) -> str:
+        return self._session
+
+    def set_partner(self, partner_id: str, session: str) -> None:
+        rows = [("partner_id", partner_id), ("session", session)]
         self._database.write(
-            lambda connection: connection.execute(
-                "UPDATE meta SET value = ? WHERE name = 'partner_id'", (partner_id,)
-            )
+            lambda connection: connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
         )
-        self._partner_id = partner_id
+        self._partner_id, self._session = partner_id, session
 
     @property
     def doubtful(self) -> bool:
