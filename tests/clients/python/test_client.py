@@ -36,7 +36,7 @@ def proxies(count: int, **fields: object) -> list[CacheEntry]:
 
 
 def test_what_is_put_is_got_back_with_everything_that_was_said(client: AnyClient) -> None:
-    now = datetime.now(UTC).replace(microsecond=123456)
+    now = (datetime.now(UTC) - timedelta(seconds=1)).replace(microsecond=123456)
     entry = CacheEntry(
         "SOCKS5://Gw.Example:1080/",
         username="ann",

@@ -204,8 +204,8 @@ def test_the_servers_reason_and_field_reach_the_caller(client: AnyClient, servic
             "no port",
             [
                 error_details_pb2.RetryInfo(),
-                error_details_pb2.ErrorInfo(reason="SOMETHING", domain="elsewhere.example"),
                 error_details_pb2.ErrorInfo(reason="INVALID_PROXY_URL", domain="proxystash"),
+                error_details_pb2.ErrorInfo(reason="SOMETHING", domain="elsewhere.example"),
                 error_details_pb2.BadRequest(field_violations=[violation]),
             ],
         ),
