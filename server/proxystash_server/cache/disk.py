@@ -66,7 +66,7 @@ class DiskTiers:
     def read(self, key: str) -> tuple[CacheEntry | None, CacheTierType | None, list[CacheTierType]]:
         """The entry from the first tier that has it, which tier that was, and which ones did not have it.
 
-        Raises CacheUnavailableError if none has it, but one that should know failed: that is not a miss.
+        Raises CacheUnavailableError if none has it, and the slowest that should know failed: that is no miss.
         """
         missed: list[CacheTierType] = []
         failed = False
@@ -75,7 +75,7 @@ class DiskTiers:
                 worked, entry = level.attempt("read", None, level.tier.get, key)
                 if entry is not None:
                     return entry, level.name, missed
-                failed = failed or not worked
+                failed = not worked
                 if worked:
                     missed.append(level.name)
         if failed:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 import logging
 import threading
-import zlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,7 +28,8 @@ from proxystash_server.cache.tiers.base import (
     Write,
 )
 from proxystash_server.cache.tiers.jsonl_directory import SHARDS, JsonlDirectory
-from proxystash_server.cache.tiers.jsonl_record import read_entry, replay, rewrite, touch_slot, write_body
+from proxystash_server.cache.tiers.jsonl_load import in_order, load, shard_number
+from proxystash_server.cache.tiers.jsonl_record import read_entry, rewrite, touch_slot, write_body
 from proxystash_server.cache.tiers.jsonl_shard import (
     Compaction,
     Shard,
@@ -441,43 +441,21 @@ class JsonlCacheTier(DurableTier):
 
         Under the commit lock.
         """
-        damaged = 0
-        sequence = cleared_at = last_version = 0
-        backlog: dict[str, int] = {}
-        for shard in shards:
-            for offset, line, record in shard.load():
-                try:
-                    if record is None or not self._belongs(record, shard):
-                        raise ValueError("the line is damaged")
-                    cleared_at = max(cleared_at, record["seq"]) if record["op"] == "clear" else cleared_at
-                    sequence = max(sequence, record["seq"])
-                    last_version = max(last_version, record.get("version", 0))
-                    replay(shard, offset, len(line) + 1, record, backlog)
-                except (ValueError, KeyError, TypeError):
-                    damaged += 1
-                    shard.needs_compaction = True
-                    self._directory.set_aside(
-                        shard.path.name, offset, line, "the line is damaged", self._clock()
-                    )
+
+        def set_aside(shard: Shard, offset: int, line: bytes) -> None:
+            self._directory.set_aside(shard.path.name, offset, line, "the line is damaged", self._clock())
+
+        loaded = load(shards, set_aside)
         policy = make_policy(self.config.eviction_policy)
-        for shard in shards:
-            # A clear that was interrupted is finished by the compactions that follow.
-            shard.needs_compaction = shard.needs_compaction or cleared_at > 0
-            for key in [key for key, slot in shard.index.items() if slot.sequence < cleared_at]:
-                shard.forget(key)
-        by_first = self.config.eviction_policy == "fifo"
-        ordered = sorted(
-            (item for shard in shards for item in shard.index.items()),
-            key=lambda item: item[1].first if by_first else item[1].recency,
-        )
+        ordered = in_order(shards, self.config.eviction_policy)
         for key, slot in ordered:
             policy.record_put(key, slot.access_count)
         with self._lock:
-            self._shards, self._policy, self._backlog = shards, policy, backlog
-            self._size, self._sequence = len(ordered), sequence
-            self._last_version = last_version
+            self._shards, self._policy, self._backlog = shards, policy, loaded.backlog
+            self._size, self._sequence = len(ordered), loaded.sequence
+            self._last_version = loaded.last_version
             self._doubtful = bool(ordered)
-        return damaged
+        return loaded.damaged
 
     def _compact(self, shard: Shard) -> None:
         with self._commits.lock:
@@ -497,7 +475,7 @@ class JsonlCacheTier(DurableTier):
                     compaction.switch_index()
 
     def _backlog_line(self, shard: Shard) -> bytes:
-        marks = {key: version for key, version in self._backlog.items() if self._number(key) == shard.number}
+        marks = {key: version for key, version in self._backlog.items() if shard_number(key) == shard.number}
         if not marks:
             return b""
         return finish_line(encode_body({"op": "backlog", "keys": marks}), self._sequence)
@@ -507,16 +485,7 @@ class JsonlCacheTier(DurableTier):
     def _shard(self, key: str) -> Shard:
         if not self._shards:
             raise TierError("the files are closed")
-        return self._shards[self._number(key)]
-
-    def _belongs(self, record: dict[str, Any], shard: Shard) -> bool:
-        """Whether a line stands in the shard where its key is looked for."""
-        key = record.get("key")
-        return key is None or self._number(key) == shard.number
-
-    @staticmethod
-    def _number(key: str) -> int:
-        return zlib.crc32(key.encode()) % SHARDS
+        return self._shards[shard_number(key)]
 
     def _set_entry_aside(self, key: str, slot: Slot, line: bytes, reason: str) -> None:
         def change(dirty: set[Shard]) -> bool:

@@ -31,7 +31,13 @@ def salvage(damaged: Path, connection: sqlite3.Connection, columns: str) -> int:
         marks = ", ".join("?" * len(columns.split(",")))
         saved: set[str] = set()
         for row in _entries(source, columns, saved):
-            connection.execute(f"INSERT OR IGNORE INTO entries ({columns}) VALUES ({marks})", row)
+            try:
+                connection.execute(f"INSERT OR IGNORE INTO entries ({columns}) VALUES ({marks})", row)
+            except UnicodeEncodeError:
+                # Its checksum would not hold either.
+                connection.execute(
+                    "INSERT INTO set_aside (reason, record) VALUES ('a text is none', ?)", (ascii(row),)
+                )
         for row in _rows(source, "SELECT key, version FROM backlog"):
             connection.execute("INSERT OR IGNORE INTO backlog VALUES (?, ?)", row)
         for row in _rows(source, "SELECT set_aside_at, reason, key, record FROM set_aside"):
