@@ -1,0 +1,40 @@
+"""A process that is killed at any named point leaves a store without lies."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from proxystash_server.cache import L2BackendType
+from tests.torture.kill_points import Store, find_points, kill_everywhere
+from tests.torture.model import State
+from tests.torture.stores import BACKENDS, temporary_directory
+from tests.torture.tally import BreachError, Tally
+
+
+def test_every_acknowledged_write_survives_a_kill_at_every_point() -> None:
+    """Each point in the source is hit with each backend that has it, and no more is found than was put."""
+    hits = kill_everywhere(Tally(), seed=1)
+
+    for point, backends in find_points().items():
+        for l2_backend in backends:
+            assert hits[l2_backend][point], f"{point} was never reached with {l2_backend}"
+
+
+@pytest.mark.parametrize("l2_backend", BACKENDS)
+def test_a_lost_write_and_a_resurrection_would_be_noticed(l2_backend: L2BackendType) -> None:
+    """Given a store and a model that was told of a put, or a delete, that never happened: the check fails."""
+    with temporary_directory() as directory:
+        store = Store(directory, l2_backend, Tally(), random.Random(1))
+        store.run(operations=30, changes_only=True)
+        missing, *_ = (key for key in store.model.possible if store.model.known(key, 0) is None)
+        present, *_ = (key for key in store.model.possible if store.model.known(key, 0) is not None)
+
+        store.model.put(missing, State("never"), 0)
+        with pytest.raises(BreachError, match="lost"):
+            store.check()
+        store.model.delete(missing)
+        store.model.delete(present)
+        with pytest.raises(BreachError, match="resurrected"):
+            store.check()
