@@ -134,6 +134,9 @@ class Database:
                 self._writer = None
         while self._readers:
             self._readers.popleft().close()
+        with translated():
+            self._keep_log_from_another_file()
+            self._inode = 0
 
     def write(self, change: Callable[[sqlite3.Connection], Result]) -> Result:
         """Run `change` inside a transaction and return its result once that is committed.
@@ -172,14 +175,14 @@ class Database:
 
     def read_meta_offline(self, name: str) -> object:
         """One value of the meta table of a file that is not open, changing nothing; None if there is none."""
-        if not self.path.exists():
-            return None
-        log, shared = _companions(self.path)
-        has_log = log.exists() and log.stat().st_size > 0
-        # Without a log, SQLite is told that nothing can change, or it would make one.
-        uri = f"{self.path.absolute().as_uri()}?mode=ro{'' if has_log else '&immutable=1'}"
-        had_shared = shared.exists()
         with translated():
+            if not self.path.exists():
+                return None
+            log, shared = _companions(self.path)
+            has_log = log.exists() and log.stat().st_size > 0
+            # Without a log, SQLite is told that nothing can change, or it would make one.
+            uri = f"{self.path.absolute().as_uri()}?mode=ro{'' if has_log else '&immutable=1'}"
+            had_shared = shared.exists()
             connection = sqlite3.connect(uri, uri=True)
             try:
                 row = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
@@ -283,17 +286,31 @@ class Database:
         self._damaged = False
         return entries
 
+    def _keep_log_from_another_file(self) -> None:
+        """Take away the log of a database that was replaced while it was open; it is not the new file's."""
+        if self._inode and self.path.exists() and self.path.stat().st_ino != self._inode:
+            self._move_log(self._unused("replaced"))
+
     def _set_aside_and_replace(self, replacement: Path) -> None:
-        number = 1
-        while (target := self.path.with_name(f"{self.path.name}.damaged-{number}")).exists():
-            number += 1
-        # The log first: beside another database than its own, SQLite would apply it to that.
-        for companion, aside in zip(_companions(self.path), _companions(target), strict=True):
-            if companion.exists():
-                companion.rename(aside)
+        target = self._unused("damaged")
+        self._move_log(target)
         reach("salvage.before_replace")
         target.hardlink_to(self.path)
         replacement.replace(self.path)
+
+    def _move_log(self, target: Path) -> None:
+        # Beside another database than its own, SQLite would apply it to that.
+        for companion, aside in zip(_companions(self.path), _companions(target), strict=True):
+            if companion.exists():
+                companion.rename(aside)
+
+    def _unused(self, word: str) -> Path:
+        number = 1
+        while True:
+            path = self.path.with_name(f"{self.path.name}.{word}-{number}")
+            if not any(candidate.exists() for candidate in (path, *_companions(path))):
+                return path
+            number += 1
 
 
 def _companions(path: Path) -> tuple[Path, Path]:
