@@ -229,9 +229,10 @@ class ReplacedByGarbage(Fault):
 
 
 class ReplacedByAnotherDatabase(Fault):
-    """A file of another program is where the database was, until somebody puts that back."""
+    """A file of another program is where the database was, until somebody puts that back, without its log."""
 
     backends = frozenset({L2BackendType.SQLITE})
+    loses = True
     is_refused = True
 
     def begin(self) -> None:
@@ -251,8 +252,6 @@ class ReplacedByAnotherDatabase(Fault):
 
 class ReplacedUntilMovedAway(ReplacedByAnotherDatabase):
     """The same, but what was there before is lost."""
-
-    loses = True
 
     def begin(self) -> None:
         super().begin()
