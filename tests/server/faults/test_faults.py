@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import zlib
 
 import pytest
 
@@ -17,7 +19,7 @@ from proxystash_server.cache import (
 from tests.server.cache.stash import Stash
 from tests.server.cache.support import SWITCHED_OFF, content_of, content_of_tier, disk_of
 from tests.server.faults.kinds import FAULTS, Fault, Site
-from tests.server.faults.machine import Mounts
+from tests.server.faults.machine import Mounts, fill, make_room
 
 L1, L2, L3 = CacheTierType
 # Enough that a write needs new space on the disk.
@@ -95,6 +97,11 @@ class Run:
         for number in range(8):
             self.put(f"new-{number}", "meanwhile")
             self.check_gets()
+
+
+@pytest.fixture
+def site_name() -> str:
+    return "l2-jsonl"
 
 
 @pytest.fixture
@@ -195,3 +202,35 @@ def test_a_cache_that_is_restarted_during_a_fault_starts_without_the_tier(
         manager.maintain()
         assert set(states_of(manager).values()) == {TierState.ACTIVE}
         run.check_tiers(incomplete=manager.l2_tier if fault.loses and faulty is L2 else None)
+
+
+def test_a_compaction_that_finds_no_room_takes_none_from_the_writers(
+    stash: Stash, mounts: Mounts, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    mounts.add(stash.directory / "l2", "size=4m")
+    manager = stash.open()
+    run = Run(manager)
+    # All in one file: the longest of them, and mostly garbage in the end.
+    keys = [key for key in map(str, range(2000)) if zlib.crc32(key.encode()) % 8 == 0][:80]
+    for source in ("first", "second", "third"):
+        for key in keys:
+            run.put(key, source)
+    shard = stash.directory / "l2" / "shard-0.jsonl"
+    before = shard.stat().st_size
+    fill(stash.directory / "l2")
+    os.truncate(stash.directory / "l2" / "filler", (stash.directory / "l2" / "filler").stat().st_size - 65536)
+    manager.maintain()
+    assert shard.stat().st_size == before, "there was room"
+    entry = manager.new_entry("http://192.0.2.1:1", key="new", source="meanwhile", labels=BULK)
+    assert manager.put("new", entry) == (L1, L2, L3)
+    run.expected["new"] = ("meanwhile", 0)
+    make_room(stash.directory / "l2")
+    stash.recover(manager)
+    assert shard.stat().st_size < before / 2
+    assert sorted(path.suffix for path in shard.parent.iterdir()) == [".json"] + [".jsonl"] * 8
+    for key in ("deleted before", "deleted"):
+        assert manager.get(key) is None
+    run.check_tiers()
+    run.manager = stash.reopen_after_kill()
+    run.check_tiers()
