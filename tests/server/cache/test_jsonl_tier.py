@@ -1,0 +1,689 @@
+"""The JSONL backend."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxystash_server.cache import (
+    CacheTierConfig,
+    CacheTierType,
+    CredentialEncryptor,
+    Durability,
+    DurableTier,
+    JsonlCacheTier,
+    StoreFormatError,
+)
+from proxystash_server.cache.access_log import Access
+from proxystash_server.cache.errors import TierError
+from proxystash_server.cache.tiers.base import EVERYTHING, Write
+from proxystash_server.cache.tiers.jsonl_shard import Segment
+from tests.server.cache.durable_tier_contract import ENCRYPTOR, DurableTierContract, as_is_and_reopened
+from tests.server.cache.invariants import check_files, check_line, check_tier
+from tests.server.cache.support import (
+    PASSWORD,
+    START_US,
+    FakeClock,
+    bounded,
+    contents,
+    flip_byte,
+    keys_of,
+    run_in_threads,
+    stored,
+)
+from tests.server.cache.tier_contract import ANY, UNBOUNDED, everything_set, put
+
+Make = Callable[..., JsonlCacheTier]
+
+
+class TestJsonlTier(DurableTierContract):
+    def build(
+        self, directory: Path, config: CacheTierConfig, encryptor: CredentialEncryptor, **options: Any
+    ) -> DurableTier:
+        return JsonlCacheTier(config, CacheTierType.L2, directory, encryptor, **options)
+
+    def pretend_newer_format(self, directory: Path) -> None:
+        meta = json.loads((directory / "meta.json").read_bytes())
+        (directory / "meta.json").write_text(json.dumps({**meta, "version": 1000}))
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def corruptions() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def make(directory: Path, clock: FakeClock, corruptions: list[str]) -> Iterator[Make]:
+    """Opens a tier on the directory, after closing the one that was open before."""
+    opened: list[JsonlCacheTier] = []
+
+    def make(
+        config: CacheTierConfig = UNBOUNDED, *, directory: Path = directory, **options: Any
+    ) -> JsonlCacheTier:
+        for tier in opened:
+            tier.close()
+        tier = JsonlCacheTier(
+            config,
+            CacheTierType.L2,
+            directory,
+            ENCRYPTOR,
+            clock=clock,
+            on_corruption=lambda _tier, _key, reason: corruptions.append(reason),
+            **options,
+        )
+        tier.open()
+        opened.append(tier)
+        return tier
+
+    yield make
+    for tier in opened:
+        tier.close()
+
+
+def shards(directory: Path) -> dict[str, bytes]:
+    return {name: content for name, content in contents(directory).items() if name.startswith("shard-")}
+
+
+def shard_of(directory: Path, key: str) -> Path:
+    """The shard that mentions a key."""
+    [name] = [name for name, content in shards(directory).items() if f'"key":"{key}"'.encode() in content]
+    return directory / name
+
+
+def set_aside(directory: Path) -> list[dict[str, Any]]:
+    path = directory / "set-aside.jsonl"
+    return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+
+
+def make_garbage(tier: JsonlCacheTier, key: str, *, count: int = 700, first_version: int = 1000) -> None:
+    """Replace one entry so often that its shard is worth compacting."""
+    tier.apply([
+        Write(key, stored(key, version=first_version + number, source="x" * 100, labels={"n": "y" * 200}))
+        for number in range(count)
+    ])  # fmt: skip
+
+
+# -- lines
+
+
+def test_the_shards_are_json_lines_that_anyone_can_read(make: Make, directory: Path) -> None:
+    tier = make()
+    put(tier, everything_set(), *(stored(f"key-{number}") for number in range(20)))
+    tier.delete("key-3")
+    tier.touch([Access("key-4", 1, 2, START_US, False)])
+    tier.extend_backlog({"key-5": 3})
+    tier.settle(["key-5"])
+    records = []
+    for content in shards(directory).values():
+        assert content.endswith(b"\n")
+        for line in content.splitlines():
+            check_line(line)
+            records.append(json.loads(line))
+    puts = {record["key"]: record for record in records if record["op"] == "put"}
+    assert puts["full"]["proxy_url"] == "socks5://[2001:db8::1]:1080"
+    assert puts["full"]["labels"]["country"] == "DE"
+    assert puts["full"]["health_status"] == "degraded"
+    assert len(puts) == 21
+
+
+def test_keys_are_spread_over_the_shards(make: Make, directory: Path) -> None:
+    put(make(), *(stored(f"key-{number}") for number in range(200)))
+    counts = [content.count(b'"op":"put"') for content in shards(directory).values()]
+    assert len(counts) == 8
+    assert sum(counts) == 200
+    assert min(counts) > 0
+
+
+CHANGES: dict[str, Callable[[JsonlCacheTier], object]] = {
+    "put": lambda tier: tier.put("new", stored("new")),
+    "replacement": lambda tier: tier.put("key-1", stored("key-1", version=2)),
+    "delete": lambda tier: tier.delete("key-1"),
+    "touch": lambda tier: tier.touch([Access("key-1", 1, 1, START_US, False)]),
+    "backlog mark": lambda tier: tier.extend_backlog({"key-1": 1}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_appends_one_line_to_one_file_and_rewrites_nothing(
+    make: Make, directory: Path, change: str
+) -> None:
+    tier = make()
+    put(tier, *(stored(f"key-{number}") for number in range(30)))
+    before = contents(directory)
+    inodes = {path.name: path.stat().st_ino for path in directory.iterdir()}
+    CHANGES[change](tier)
+    after = contents(directory)
+    assert after.keys() == before.keys()
+    assert {path.name: path.stat().st_ino for path in directory.iterdir()} == inodes
+    changed = [name for name in after if after[name] != before[name]]
+    assert len(changed) == 1
+    added = after[changed[0]].removeprefix(before[changed[0]])
+    assert added != after[changed[0]]
+    assert added.count(b"\n") == 1
+    assert added.endswith(b"\n")
+
+
+def test_changes_that_change_nothing_write_nothing(make: Make, directory: Path) -> None:
+    tier = make()
+    put(tier, stored("key-1", version=2))
+    before = contents(directory)
+    tier.delete("nothing")
+    tier.touch([Access("key-1", 1, 1, START_US, False), Access("nothing", 1, 1, START_US, False)])
+    tier.settle(["nothing"])
+    assert contents(directory) == before
+
+
+@pytest.mark.parametrize(("durability", "synced"), [(Durability.PROCESS, False), (Durability.FULL, True)])
+def test_full_durability_syncs_what_a_put_appended_before_it_returns(
+    make: Make, directory: Path, monkeypatch: pytest.MonkeyPatch, durability: Durability, synced: bool
+) -> None:
+    tier = make(durability=durability)
+    sizes: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: sizes.append(os.fstat(descriptor).st_size))
+    put(tier, stored("key-1"))
+    assert sizes == ([shard_of(directory, "key-1").stat().st_size] if synced else [])
+
+
+# -- compaction
+
+
+def test_compaction_keeps_the_content_and_gives_the_room_back(make: Make, directory: Path) -> None:
+    tier = make()
+    put(tier, everything_set(), *(stored(f"key-{number}", version=number + 1) for number in range(50)))
+    tier.extend_backlog({f"key-{number}": number for number in range(10)})
+    tier.touch([Access("full", 1, 44, START_US + 9, True)])
+    for key in ("key-1", "full-not", "key-2"):
+        make_garbage(tier, key)
+    before = {key: tier.get(key) for key in tier.keys()}  # noqa: SIM118 -- no dict
+    grown = sum(map(len, shards(directory).values()))
+    tier.maintain()
+    assert sum(map(len, shards(directory).values())) < grown / 4
+    for one in as_is_and_reopened(tier, make):
+        assert {key: one.get(key) for key in one.keys()} == before  # noqa: SIM118 -- no dict
+        assert one.backlog() == {f"key-{number}": number for number in range(10)}
+        assert one.versions(["key-7"]) == {"key-7": 8}
+        check_tier(one)
+    make().close()
+    check_files(directory)
+
+
+def test_a_compacted_store_takes_further_changes(make: Make) -> None:
+    tier = make()
+    put(tier, stored("other"))
+    make_garbage(tier, "key-1")
+    tier.maintain()
+    put(tier, stored("key-1", version=5000, source="after"))
+    make_garbage(tier, "key-1", first_version=6000)
+    put(tier, stored("key-1", version=9000, source="last"))
+    tier.maintain()
+    for one in as_is_and_reopened(tier, make):
+        assert one.get("key-1") == stored("key-1", source="last")
+        assert sorted(one.keys()) == ["key-1", "other"]
+
+
+def test_what_is_not_worth_it_is_not_compacted(make: Make, directory: Path) -> None:
+    tier = make()
+    put(tier, *(stored("key-1", version=number + 1) for number in range(20)))
+    before = contents(directory)
+    tier.maintain()
+    assert contents(directory) == before
+
+
+def test_a_deleted_key_stays_deleted_through_compaction(make: Make) -> None:
+    tier = make()
+    put(tier, stored("key-1", version=1))
+    make_garbage(tier, "key-1")
+    tier.delete("key-1")
+    tier.maintain()
+    for one in as_is_and_reopened(tier, make):
+        assert one.keys() == []
+
+
+def test_reads_and_writes_go_on_during_compactions(make: Make) -> None:
+    tier = make()
+    keys = [f"key-{number}" for number in range(40)]
+    put(tier, *(stored(key, source=key) for key in keys))
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            for key in keys:
+                entry = tier.get(key)
+                assert entry is not None
+                assert entry.source == key
+
+    def write() -> None:
+        try:
+            for number in range(6):
+                make_garbage(tier, f"garbage-{number}", count=300)
+                put(tier, *(stored(key, version=number + 2, source=key) for key in keys))
+        finally:
+            done.set()
+
+    def compact() -> None:
+        while not done.is_set():
+            for shard in tier._shards:
+                shard.needs_compaction = True
+            tier.maintain()
+
+    run_in_threads(read, write, compact)
+    for one in as_is_and_reopened(tier, make):
+        assert one.size() == 46
+        assert one.versions(keys) == dict.fromkeys(keys, 7)
+        check_tier(one)
+
+
+def test_what_is_appended_while_a_compaction_copies_is_kept(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier = make()
+    put(tier, stored("key-1", version=1), stored("key-2", version=2))
+    for shard in tier._shards:
+        shard.needs_compaction = True
+    read, once = Segment.read, threading.Lock()
+
+    def read_and_interfere(self: Segment, offset: int, length: int) -> bytes:
+        line = read(self, offset, length)
+        if b'"key-1"' in line and once.acquire(blocking=False):
+            put(tier, stored("key-1", version=3, source="meanwhile"), stored("key-3", version=4))
+            tier.touch([Access("key-2", 2, 9, START_US + 1, True)])
+        return line
+
+    monkeypatch.setattr(Segment, "read", read_and_interfere)
+    tier.maintain()
+    assert once.locked(), "nothing was copied"
+    for one in as_is_and_reopened(tier, make):
+        assert one.get("key-1") == stored("key-1", source="meanwhile")
+        assert one.get("key-3") == stored("key-3")
+        used = one.get("key-2")
+        assert used is not None
+        assert used.access_count == 9
+        check_tier(one)
+
+
+def test_a_clear_during_a_compaction_is_final(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    tier = make()
+    put(tier, stored("key-1"))
+    for shard in tier._shards:
+        shard.needs_compaction = True
+    read = Segment.read
+
+    def read_and_clear(self: Segment, offset: int, length: int) -> bytes:
+        line = read(self, offset, length)
+        if b'"key-1"' in line:
+            monkeypatch.setattr(Segment, "read", read)
+            tier.clear()
+        return line
+
+    monkeypatch.setattr(Segment, "read", read_and_clear)
+    tier.maintain()
+    for one in as_is_and_reopened(tier, make):
+        assert one.keys() == []
+        check_tier(one)
+
+
+def test_what_an_interrupted_compaction_left_behind_is_no_obstacle(make: Make, directory: Path) -> None:
+    tier = make()
+    put(tier, stored("other"))
+    make_garbage(tier, "key-1")
+    path = shard_of(directory, "key-1")
+    path.with_name(path.name + ".compacting").write_bytes(b"half of a lin")
+    path.with_name(path.name + ".new").write_bytes(b"half of a lin")
+    tier = make()
+    tier.maintain()
+    assert path.stat().st_size < 10_000
+    assert sorted(make().keys()) == ["key-1", "other"]
+
+
+# -- damage
+
+
+def test_a_torn_last_line_costs_itself_alone(make: Make, directory: Path, corruptions: list[str]) -> None:
+    tier = make()
+    put(tier, stored("key-1", version=1))
+    put(tier, stored("key-1", version=2, source="torn"))
+    tier.close()
+    path = shard_of(directory, "key-1")
+    path.write_bytes(path.read_bytes()[:-20])
+    tier = make()
+    assert tier.get("key-1") == stored("key-1")
+    assert len(corruptions) == 1
+    assert "torn" in set_aside(directory)[0]["line"]
+    put(tier, stored("key-1", version=3, source="next"))
+    corruptions.clear()
+    assert make().get("key-1") == stored("key-1", source="next")
+    assert corruptions == []
+
+
+def test_whichever_byte_is_flipped_only_its_line_is_lost_and_no_wrong_entry_is_served(
+    make: Make, directory: Path, tmp_path: Path, corruptions: list[str]
+) -> None:
+    tier = make()
+    keys = [f"key-{number}" for number in range(24)]
+    put(tier, *(stored(key, source=key, username="u", password=PASSWORD) for key in keys))
+    tier.close()
+    whole = contents(directory)
+    shard = shard_of(directory, "key-1").name
+    for place in range(0, len(whole[shard]), 19):
+        corruptions.clear()
+        damaged = tmp_path / f"damaged-{place}"
+        damaged.mkdir()
+        for name, content in whole.items():
+            (damaged / name).write_bytes(content)
+        flip_byte(damaged / shard, place)
+        lost: set[str] = set()
+        for _ in ("at first", "after a restart"):
+            tier = make(directory=damaged)
+            lost = set(keys) - set(tier.keys())
+            # The first line is no entry's; a flipped newline joins two lines into one that cannot be trusted.
+            assert len(lost) <= 2, place
+            for key in set(keys) - lost:
+                entry = tier.get(key)
+                assert entry is not None, place
+                assert entry.source == key, place
+            check_tier(tier)
+        assert max(1, len(lost) - 1) <= len(corruptions) <= 2, place
+        assert len(set_aside(damaged)) == len(corruptions), place
+
+
+def test_a_line_damaged_while_the_tier_is_open_is_set_aside_at_the_next_get(
+    make: Make, directory: Path, corruptions: list[str]
+) -> None:
+    tier = make()
+    put(tier, stored("key-1", source="sound"), stored("key-2"))
+    path = shard_of(directory, "key-1")
+    # In place: the tier has the file open.
+    with path.open("r+b") as file:
+        file.seek(path.read_bytes().index(b"sound"))
+        file.write(b"s0und")
+    assert tier.get("key-1") is None
+    assert len(corruptions) == 1
+    assert tier.size() == 1
+    assert "s0und" in set_aside(directory)[0]["line"]
+    assert tier.get("key-1") is None
+    assert len(corruptions) == 1
+    assert tier.get("key-2") == stored("key-2")
+    assert make().keys() == ["key-2"]
+
+
+def test_a_line_found_damaged_by_a_compaction_is_set_aside(
+    make: Make, directory: Path, corruptions: list[str]
+) -> None:
+    tier = make()
+    put(tier, stored("key-1", source="sound"), stored("key-2"))
+    path = shard_of(directory, "key-1")
+    with path.open("r+b") as file:
+        file.seek(path.read_bytes().index(b"sound"))
+        file.write(b"s0und")
+    for shard in tier._shards:
+        shard.needs_compaction = True
+    tier.maintain()
+    assert len(corruptions) == 1
+    for one in as_is_and_reopened(tier, make):
+        assert one.keys() == ["key-2"]
+        check_tier(one)
+    assert len(set_aside(directory)) == 1
+
+
+def test_a_damaged_first_line_costs_no_entry(make: Make, directory: Path, corruptions: list[str]) -> None:
+    put(make(), stored("key-1"))
+    make().close()
+    flip_byte(shard_of(directory, "key-1"), 3)
+    assert make().get("key-1") == stored("key-1")
+    assert len(corruptions) == 1
+    corruptions.clear()
+    assert make().get("key-1") == stored("key-1")
+    assert corruptions == []
+
+
+def test_a_credential_that_cannot_be_opened_is_a_corrupt_record(
+    make: Make, directory: Path, corruptions: list[str]
+) -> None:
+    tier = make()
+    put(tier, stored("sound", username="u", password="p"))
+    foreign = CredentialEncryptor().seal(everything_set().username, everything_set().password)
+    entry = everything_set()
+    object.__setattr__(entry, "sealed", foreign)
+    put(tier, entry)
+    assert tier.get("full") is None
+    assert len(corruptions) == 1
+    assert tier.get("sound") == stored("sound", username="u", password="p")
+    for report in set_aside(directory):
+        assert PASSWORD not in json.dumps(report)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"null", b"[]", b"{}", b"\xff\xfe", b'{"version": "x"}'])
+def test_a_damaged_meta_file_costs_no_entry(
+    make: Make, directory: Path, corruptions: list[str], content: bytes
+) -> None:
+    put(make(), everything_set(), stored("key-1"))
+    make().close()
+    (directory / "meta.json").write_bytes(content)
+    for _ in ("at first", "after a restart"):
+        tier = make()
+        assert tier.get("full") == everything_set()
+        assert tier.size() == 2
+        assert tier.store_id
+    assert len(corruptions) == 1
+
+
+def test_a_missing_shard_costs_its_entries_alone(make: Make, directory: Path) -> None:
+    put(make(), *(stored(f"key-{number}") for number in range(30)))
+    make().close()
+    gone = shard_of(directory, "key-1")
+    lost = {key for key in (f"key-{n}" for n in range(30)) if shard_of(directory, key) == gone}
+    gone.unlink()
+    tier = make()
+    assert set(tier.keys()) == {f"key-{number}" for number in range(30)} - lost
+    put(tier, stored("key-1", version=2))
+    assert "key-1" in make()
+
+
+def test_a_shard_of_a_newer_format_is_refused(make: Make, directory: Path) -> None:
+    put(make(), stored("key-1"))
+    make().close()
+    from proxystash_server.cache.tiers.jsonl_shard import FORMAT, encode_body, finish_line
+
+    newer = {"op": "header", "format": FORMAT, "version": 1000, "shard": 0, "shards": 8}
+    path = directory / "shard-0.jsonl"
+    path.write_bytes(finish_line(encode_body(newer), 0))
+    with pytest.raises(StoreFormatError, match="newer release"):
+        make()
+
+
+# -- faults of the file system
+
+
+class Disk:
+    """Lets the files of a tier take so many more writes, and then none."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, writes_left: int, *, torn: bool = False) -> None:
+        self._write = Segment.write
+        self._monkeypatch = monkeypatch
+        self.writes_left = writes_left
+        self.torn = torn
+        disk = self
+
+        def write(segment: Segment, data: bytes, offset: int) -> None:
+            if disk.writes_left <= 0:
+                if disk.torn:
+                    disk._write(segment, data[: len(data) // 2], offset)
+                raise OSError(28, "No space left on device")
+            disk.writes_left -= 1
+            disk._write(segment, data, offset)
+
+        monkeypatch.setattr(Segment, "write", write)
+
+    def mend(self) -> None:
+        self._monkeypatch.setattr(Segment, "write", self._write)
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_full_disk_fails_the_put_and_leaves_a_sound_store(
+    make: Make, monkeypatch: pytest.MonkeyPatch, corruptions: list[str], torn: bool
+) -> None:
+    tier = make()
+    put(tier, stored("key-1", version=1))
+    disk = Disk(monkeypatch, 0, torn=torn)
+    with pytest.raises(TierError, match="No space left"):
+        put(tier, stored("key-1", version=2, source="lost"))
+    assert tier.get("key-1") == stored("key-1")
+    disk.mend()
+    put(tier, stored("key-2", version=3))
+    for one in as_is_and_reopened(tier, make):
+        assert one.get("key-1") == stored("key-1")
+        assert one.size() == 2
+        check_tier(one)
+    assert corruptions == []
+
+
+def test_a_disk_that_can_not_even_cut_off_a_torn_line_is_recovered_by_the_next_append(
+    make: Make, monkeypatch: pytest.MonkeyPatch, corruptions: list[str]
+) -> None:
+    tier = make()
+    put(tier, stored("key-1", version=1))
+    disk = Disk(monkeypatch, 0, torn=True)
+    truncate = Segment.truncate
+
+    def cannot_truncate(self: Segment, size: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Segment, "truncate", cannot_truncate)
+    with pytest.raises(TierError):
+        put(tier, stored("key-1", version=2))
+    disk.mend()
+    monkeypatch.setattr(Segment, "truncate", truncate)
+    put(tier, stored("key-1", version=3, source="after"))
+    assert make().get("key-1") == stored("key-1", source="after")
+    assert corruptions == []
+
+
+def _fail_from_rename(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Let so many files still be put in place from now on, and then none."""
+    rename, left = Path.rename, [number]
+
+    def rename_or_fail(self: Path, target: Path) -> Path:
+        if left[0] == 0:
+            raise OSError(5, "Input/output error")
+        left[0] -= 1
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename_or_fail)
+
+
+@pytest.mark.parametrize("compacted", [[], [0], [7], range(8)])
+@pytest.mark.parametrize("renames", range(9))
+def test_a_clear_that_is_cut_short_has_happened_whole_whatever_is_compacted_afterwards(
+    make: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    corruptions: list[str],
+    renames: int,
+    compacted: Sequence[int],
+) -> None:
+    tier = make()
+    keys = [f"key-{number}" for number in range(30)]
+    put(tier, *(stored(key) for key in keys))
+    marks = {key: number for number, key in enumerate(keys, 1)}
+    tier.extend_backlog({**marks, EVERYTHING: 99})
+    with monkeypatch.context() as patch:
+        _fail_from_rename(patch, renames)
+        tier.clear()
+    tier = make()
+    for shard in tier._shards:
+        shard.needs_compaction = shard.number in compacted
+    tier.maintain()
+    put(tier, stored("key-1", version=200))
+    for one in as_is_and_reopened(tier, make):
+        assert one.keys() == ["key-1"]
+        assert one.backlog() == {**marks, EVERYTHING: 99}
+        check_tier(one)
+    assert corruptions == []
+
+
+@pytest.mark.parametrize("renames", range(9))
+def test_a_restart_that_is_itself_cut_short_while_finishing_a_clear_brings_nothing_back(
+    make: Make, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    tier = make()
+    put(tier, *(stored(f"key-{number}") for number in range(30)))
+    marks = {f"key-{number}": number for number in range(30)}
+    tier.extend_backlog(marks)
+    with monkeypatch.context() as patch:
+        _fail_from_rename(patch, 4)
+        tier.clear()
+    with monkeypatch.context() as patch:
+        _fail_from_rename(patch, renames)
+        try:
+            make().maintain()
+        except TierError:
+            assert renames < 8
+    assert make().keys() == []
+    assert make().backlog() == marks
+
+
+def test_a_mark_that_was_carried_over_a_clear_can_be_settled_for_good(make: Make) -> None:
+    tier = make()
+    marks = {f"key-{number}": number for number in range(30)}
+    tier.extend_backlog(marks)
+    tier.clear()
+    tier.settle(marks)
+    for shard in tier._shards:
+        shard.needs_compaction = shard.number > 0
+    tier.maintain()
+    assert make().backlog() == {}
+
+
+@pytest.mark.parametrize("renames", range(8))
+def test_a_clear_counts_from_its_line_on_whether_the_files_can_be_emptied_or_not(
+    make: Make, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    tier = make()
+    put(tier, *(stored(f"key-{number}") for number in range(30)))
+    with monkeypatch.context() as patch:
+        _fail_from_rename(patch, renames)
+        assert tier.clear() == 30
+    check_tier(tier)
+    assert tier.keys() == []
+    put(tier, stored("key-1", version=200))
+    assert make().keys() == ["key-1"]
+
+
+def test_a_page_passes_over_damaged_lines_and_is_full_without_them(make: Make, directory: Path) -> None:
+    tier = make()
+    put(tier, *(stored(f"key-{number}", source=f"sound-{number}") for number in range(6)))
+    path = shard_of(directory, "key-1")
+    with path.open("r+b") as file:
+        file.seek(path.read_bytes().index(b"sound-1"))
+        file.write(b"damaged")
+    assert keys_of(tier.page("", 3, ANY, START_US)) == ["key-0", "key-2", "key-3"]
+
+
+def test_an_open_file_is_let_go_of_when_nothing_reads_it_any_more(make: Make) -> None:
+    tier = make()
+    put(tier, stored("key-1"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for number in range(5):
+        make_garbage(tier, "key-1", first_version=1000 * (number + 1))
+        tier.maintain()
+        tier.clear()
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
+
+
+def test_a_bounded_tier_with_an_old_store_of_more_entries_is_over_capacity_only_until_it_is_trimmed(
+    make: Make,
+) -> None:
+    put(make(), *(stored(f"key-{number}", version=number + 1) for number in range(10)))
+    tier = make(bounded(3, "fifo"))
+    put(tier, stored("new", version=50))
+    assert sorted(tier.keys()) == ["key-8", "key-9", "new"]
