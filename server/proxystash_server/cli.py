@@ -22,6 +22,7 @@ from proxystash_server.settings import (
     load_settings,
 )
 from proxystash_server.settings_text import describe_setting, document_settings, show_settings
+from proxystash_server.store_commands import check, rotate_key
 
 app = typer.Typer(
     help="A small server that keeps a scraper fleet's proxies in three tiers and shares their health.",
@@ -121,6 +122,8 @@ def settings(
         typer.echo(line)
 
 
+app.command()(with_settings(check))
+app.command()(with_settings(rotate_key))
 app.command()(with_settings(import_proxywhirl))
 
 

@@ -1,0 +1,242 @@
+"""The commands for a stopped store: `check` and `rotate-key`."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sqlite3
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn
+
+import typer
+
+from proxystash_server.settings import LoadedSettings, Settings
+
+if TYPE_CHECKING:
+    from proxystash_server.cache.check_report import Finding, Progress, Report
+
+_FAULTS: Final = 1
+_REFUSED: Final = 2
+
+_Directory = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="DATA_DIR",
+        show_default=False,
+        help="The data directory; without it, the one of the settings.",
+    ),
+]
+_Repair = Annotated[
+    bool,
+    typer.Option(
+        "--repair", help="Set bad records aside and settle what the tiers disagree on, then check again."
+    ),
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+_NewKeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--new-key-file",
+        metavar="FILE",
+        show_default=False,
+        help="File with the new key. Without it, a new key is generated and kept in the data directory's key "
+        "file; where the key is given in PROXYSTASH_ENCRYPTION_KEY, that is the new one, and "
+        "PROXYSTASH_ENCRYPTION_KEY_PREVIOUS must be the old one.",
+    ),
+]
+
+
+def check(
+    loaded: LoadedSettings, directory: _Directory = None, repair: _Repair = False, as_json: _Json = False
+) -> None:
+    """Prove that the store of a stopped server is consistent, and say what is not.
+
+    Checks every checksum, seal, count and index, and the tiers against each other. Changes nothing unless
+    told to repair. What a crash left behind and the next start puts in order is told as a note.
+
+    Exit code: 0 if the store is consistent, 1 if it has faults, 2 if it could not be checked.
+    """
+    from proxystash_server.app import cache_config
+    from proxystash_server.cache.check import check_store
+    from proxystash_server.cache.errors import CacheError
+    from proxystash_server.cache.repair import repair_store
+    from proxystash_server.data_directory import DataDirectory, DataDirectoryError
+
+    settings = _settings(loaded, directory)
+    config = cache_config(settings)
+    done: Mapping[str, int] = {}
+    try:
+        with _progress(quiet=as_json) as progress:
+            if repair:
+                with DataDirectory(settings.data_dir, "repairing the store"):
+                    done = repair_store(config, progress=progress)
+                    report = check_store(config, progress=progress)
+            else:
+                with servers_kept_out(settings.data_dir):
+                    report = check_store(config, progress=progress)
+    except (CacheError, DataDirectoryError, OSError, sqlite3.Error) as error:
+        _refuse(error)
+    if as_json:
+        typer.echo(json.dumps({**report.to_json(), "repaired": dict(done)}))
+    else:
+        _print_report(report, done)
+    raise typer.Exit(0 if report.consistent else _FAULTS)
+
+
+def rotate_key(
+    loaded: LoadedSettings, directory: _Directory = None, new_key_file: _NewKeyFile = None
+) -> None:
+    """Seal every stored username and password under a new key. The server must be stopped.
+
+    May be interrupted at any moment: run again, it finishes, and until then the old key stays where it is.
+
+    Exit code: 0 if everything is sealed under the new key, 1 if something failed on the way (run it again), 2
+    if it was refused and nothing was changed.
+    """
+    from proxystash_server.app import cache_config
+    from proxystash_server.cache.errors import CacheError, StoreError
+    from proxystash_server.cache.rotation import rotate_key
+    from proxystash_server.data_directory import DataDirectory, DataDirectoryError
+
+    settings = _settings(loaded, directory)
+    try:
+        with (
+            _progress(quiet=False) as progress,
+            DataDirectory(settings.data_dir, "changing the encryption key"),
+        ):
+            rotation = rotate_key(cache_config(settings), new_key_file, progress=progress)
+    except (StoreError, DataDirectoryError) as error:
+        _refuse(error)
+    except (CacheError, OSError, sqlite3.Error) as error:
+        _tell_error(f"{error}. Every credential can still be opened; run rotate-key again to finish")
+        raise typer.Exit(_FAULTS) from None
+    if rotation.was_unfinished:
+        typer.echo("Finished a change of key that had been interrupted.")
+    for store, credentials in rotation.credentials.items():
+        resealed = rotation.resealed.get(store, 0)
+        typer.echo(f"{store}: {resealed:,} of {credentials:,} credentials sealed anew")
+    typer.echo("Everything is sealed under the new key, and nothing is left of the old seals.")
+    for advice in rotation.advice:
+        typer.echo(f"To do: {advice}")
+
+
+def _settings(loaded: LoadedSettings, directory: Path | None) -> Settings:
+    settings = loaded.settings
+    if directory is not None:
+        settings = settings.model_copy(update={"data_dir": directory})
+    if not settings.data_dir.is_dir():
+        _refuse(f"data directory {settings.data_dir} does not exist")
+    return settings
+
+
+@contextmanager
+def servers_kept_out(data_dir: Path) -> Iterator[None]:
+    """Hold a data directory so that no server can start in it, and leave no trace of that.
+
+    Raises DataDirectoryError if one is running, or has started meanwhile where there was no lock file yet.
+    """
+    from proxystash_server.data_directory import LOCK_FILE, DataDirectoryError
+
+    path = data_dir / LOCK_FILE
+    never_locked = not path.exists()
+    lock = -1 if never_locked else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if lock >= 0:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                note = os.read(lock, 4096).decode(errors="replace").strip()
+                raise DataDirectoryError(
+                    f"data directory {data_dir} is in use by another process: {note}. Stop the server first"
+                ) from None
+        yield
+        if never_locked and path.exists():
+            raise DataDirectoryError(f"a server has started in {data_dir} meanwhile; the check means nothing")
+    finally:
+        if lock >= 0:
+            os.close(lock)
+
+
+@contextmanager
+def _progress(*, quiet: bool) -> Iterator[Progress]:
+    """A progress bar on standard error; none for scripts, nor where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    bar = Bar(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        console=console,
+        transient=True,
+        disable=quiet or not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task("", total=None)
+        current = ""
+
+        def show(what: str, done: int, total: int) -> None:
+            nonlocal current
+            # A million calls: only every thousandth step is worth drawing.
+            if what != current or not done % 1000 or done == total:
+                current = what
+                bar.update(task, description=what, completed=done, total=total or None)
+
+        def ignore(_what: str, _done: int, _total: int) -> None:
+            pass
+
+        yield ignore if bar.disable else show
+
+
+def _print_report(report: Report, done: Mapping[str, int]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("tier", "backend", "entries", "with credentials", "set aside", box=box.SIMPLE)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for totals in report.tiers:
+        numbers = (totals.entries, totals.credentials, totals.set_aside)
+        cells = [f"{number:,}" for number in numbers] if totals.exists else ["nothing stored yet", "", ""]
+        table.add_row(totals.tier, totals.backend, *cells)
+    Console().print(table)
+    for what, count in done.items():
+        typer.echo(f"repaired: {what}: {count:,}")
+    for word, findings in (("note", report.notes), ("fault", report.faults)):
+        for finding in findings:
+            typer.echo(_line(word, finding))
+    for kind, count in report.omitted().items():
+        typer.echo(f"and {count:,} more of the kind {kind}")
+    verdict = "The store is consistent" if report.consistent else "The store has faults"
+    faults = sum(report.counts[kind] for kind in {fault.kind for fault in report.faults})
+    notes = sum(report.counts[kind] for kind in {note.kind for note in report.notes})
+    typer.echo(f"{verdict}: {faults:,} faults, {notes:,} notes.")
+
+
+def _line(word: str, finding: Finding) -> str:
+    remedy = f". {finding.remedy[0].upper()}{finding.remedy[1:]}." if finding.remedy else "."
+    return _printable(f"{word}: {finding.place}: {finding.message}{remedy}")
+
+
+def _printable(text: str) -> str:
+    """A line without what a file's name could drive a terminal with."""
+    return "".join(
+        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text
+    )
+
+
+def _refuse(error: object) -> NoReturn:
+    _tell_error(str(error))
+    raise typer.Exit(_REFUSED)
+
+
+def _tell_error(message: str) -> None:
+    print(f"proxystash-server: {_printable(message)}", file=sys.stderr)  # noqa: T201 -- the command's own voice
