@@ -105,10 +105,13 @@ def cut(size: int) -> Damage:
     return lambda data: data[:size]
 
 
-def smashed_pages(pages: int) -> Iterator[tuple[str, Damage]]:
+def smashed_pages(pages: int, *, both_ways: bool) -> Iterator[tuple[str, Damage]]:
+    """Each page zeroed and scrambled, or the one and the other in turn."""
     for page in range(pages):
-        yield f"page {page} zeroed", zeroed(page)
-        yield f"page {page} scrambled", scrambled(page)
+        if both_ways or page % 2:
+            yield f"page {page} zeroed", zeroed(page)
+        if both_ways or not page % 2:
+            yield f"page {page} scrambled", scrambled(page)
 
 
 def other_damage(size: int) -> Iterator[tuple[str, Damage]]:
@@ -204,12 +207,13 @@ def kept_aside(directory: Path, database: Path) -> bool:
 )
 @pytest.mark.parametrize("what", ["pages", "header and size"])
 def test_a_damaged_database_costs_nothing_that_the_other_tier_has(
-    stash: Stash, database: Path, what: str
+    stash: Stash, l2_backend: L2BackendType, database: Path, what: str
 ) -> None:
     expected = write_store(stash)
     copies = Copies(stash)
     pages = copies.pages(database)
-    damages = smashed_pages(pages) if what == "pages" else other_damage(pages * PAGE)
+    both_ways = l2_backend is L2BackendType.JSONL
+    damages = smashed_pages(pages, both_ways=both_ways) if what == "pages" else other_damage(pages * PAGE)
     failed: list[str] = []
     for name, damage in damages:
         copies.damaged(damage, database)
