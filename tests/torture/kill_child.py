@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from proxystash_server.cache import CacheConfig, CacheManager, CacheTierConfig, L2BackendType
 from proxystash_server.cache.check import check_store
+from proxystash_server.cache.rotation import rotate_key
 from tests.torture.stores import (
     FakeMonotonic,
     LibraryDriver,
@@ -53,6 +54,7 @@ class Job:
     operations: int
     l2_max_entries: int | None
     changes_only: bool = False
+    rotates_key: bool = False
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -67,13 +69,15 @@ def _open(config: CacheConfig) -> CacheManager:
 
 
 def work(job: Job) -> None:
-    """Check the store, open it, tell what is in it, and change it."""
+    """Check the store, give it a new key if asked to, open it, tell what is in it, and change it."""
     config = make_config(
         Path(job.directory), L2BackendType(job.l2_backend), l2=CacheTierConfig(max_entries=job.l2_max_entries)
     )
     faults = []
     if config.l3_database_path.exists():
         faults = [f"{fault.kind}: {fault.message}" for fault in check_store(config).faults]
+    if job.rotates_key:
+        rotate_key(config)
     manager = _open(config)
     # Twice: what the start could not bring up to date at once, the first round does.
     manager.maintain()

@@ -39,7 +39,12 @@ def find_points() -> dict[str, frozenset[L2BackendType]]:
     (root,) = cache.__path__
     for path in sorted(Path(root).rglob("*.py")):
         backends = frozenset({L2BackendType.JSONL} if path.name.startswith("jsonl") else BACKENDS)
-        for match in _REACH.finditer(path.read_text()):
+        source = path.read_text()
+        names = list(_REACH.finditer(source))
+        assert path.name == "killpoints.py" or len(names) == source.count("reach("), (
+            f"{path}: a name is hidden"
+        )
+        for match in names:
             points[match[2]] = points.get(match[2], frozenset()) | backends
     return points
 
@@ -58,7 +63,14 @@ class Store:
     # Whether the check must find no fault; not so after damage that was done on purpose.
     sound: bool = True
 
-    def run(self, *, kill_at: str = "", operations: int = _OPERATIONS, changes_only: bool = False) -> bool:
+    def run(
+        self,
+        *,
+        kill_at: str = "",
+        operations: int = _OPERATIONS,
+        changes_only: bool = False,
+        rotates_key: bool = False,
+    ) -> bool:
         """Have a new process check the store and work on it; whether it was killed where it should be.
 
         Raises BreachError for anything in the store, or told of it, that what was acknowledged rules out.
@@ -72,6 +84,7 @@ class Store:
             operations,
             self.l2_max_entries,
             changes_only,
+            rotates_key,
         )
         environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
         process = subprocess.run(
@@ -192,23 +205,38 @@ def _after_damage(store: Store, kill_at: str) -> bool:
     return killed
 
 
-_WAYS: Final[dict[str, Callable[[Store, str], bool]]] = {
-    "key.": _at_first_start,
-    "replace.": _at_first_start,
-    "salvage.": _after_damage,
+def _during_a_rotation(store: Store, kill_at: str) -> bool:
+    """What is left of an interrupted rotation can be used as it is, and finished by another one."""
+    with temporary_directory() as directory:
+        sealed = Store(directory, store.l2_backend, store.tally, store.random)
+        sealed.run(operations=60, changes_only=True)
+        killed = sealed.run(kill_at=kill_at, operations=0, rotates_key=True)
+        sealed.check()
+        sealed.run(operations=20, rotates_key=True)
+        sealed.check()
+    return killed
+
+
+_Way = Callable[[Store, str], bool]
+_WAYS: Final[tuple[_Way, ...]] = (_while_working, _at_first_start, _during_a_rotation, _after_damage)
+# Where a point is known to be reached; one that is not, by each way until one succeeds.
+_KNOWN_WAYS: Final[dict[str, tuple[_Way, ...]]] = {
+    "key.": (_at_first_start,),
+    "replace.": (_at_first_start, _during_a_rotation),
+    "salvage.": (_after_damage,),
 }
 
 
-def _way_to(point: str) -> Callable[[Store, str], bool]:
-    return next((way for prefix, way in _WAYS.items() if point.startswith(prefix)), _while_working)
-
-
-def _visit(store: Store, point: str, latest_arrival: int) -> bool:
-    """Kill at one point, at some arrival up to the given one, else at the first; whether it was hit."""
-    way = _way_to(point)
-    # What happens at a start happens once.
-    arrival = store.random.randint(1, latest_arrival if way is _while_working else 1)
-    return way(store, f"{point}:{arrival}") or (arrival > 1 and way(store, f"{point}:1"))
+def _visit(store: Store, point: str, latest_arrival: int) -> int:
+    """Kill at one point, at some arrival up to the given one, else at the first; how often it was hit."""
+    arrival = store.random.randint(1, latest_arrival)
+    known = next((ways for prefix, ways in _KNOWN_WAYS.items() if point.startswith(prefix)), None)
+    if known is not None:
+        # There it comes once or twice, not often enough for a choice.
+        hits = sum(way(store, f"{point}:1") for way in known)
+    else:
+        hits = int(_while_working(store, f"{point}:{arrival}"))
+    return hits or next((1 for way in _WAYS if way(store, f"{point}:1")), 0)
 
 
 def kill_everywhere(

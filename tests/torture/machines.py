@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from typing import Final
+from unittest import mock
 
 import hypothesis
 from hypothesis.stateful import run_state_machine_as_test
 
 from proxystash_server.cache import CacheTierConfig, L2BackendType
 from tests.torture.machine import CacheMachine, GrpcMachine, LibraryMachine
-from tests.torture.tally import Tally
+from tests.torture.tally import BreachError, Tally
 
+# Instead of the five minutes of hypothesis, which the time limit of a test would cut off with the report.
+_SHRINKING_SECONDS: Final = 60
 _NO_L1: Final = CacheTierConfig(enabled=False)
 _MACHINES: Final[dict[str, type[CacheMachine]]] = {
     f"{base.__name__.removesuffix('Machine').lower()}-{l2_backend}{'' if has_l1 else '-without-l1'}": type(
@@ -36,16 +39,19 @@ def run_machine(
     machine = type(_MACHINES[name].__name__, (_MACHINES[name],), {"tally": tally})
     if seed is not None:
         machine = hypothesis.seed(seed)(machine)
-    run_state_machine_as_test(
-        machine,
-        settings=hypothesis.settings(
-            max_examples=examples,
-            stateful_step_count=steps,
-            derandomize=seed is None,
-            deadline=None,
-            database=None,
-            phases=phases,
-            print_blob=False,
-            suppress_health_check=list(hypothesis.HealthCheck),
-        ),
+    settings = hypothesis.settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        derandomize=seed is None,
+        deadline=None,
+        database=None,
+        phases=phases,
+        report_multiple_bugs=False,
+        suppress_health_check=list(hypothesis.HealthCheck),
     )
+    try:
+        with mock.patch("hypothesis.internal.conjecture.engine.MAX_SHRINKING_SECONDS", _SHRINKING_SECONDS):
+            run_state_machine_as_test(machine, settings=settings)
+    except BreachError as error:
+        tally.add(error.kind)
+        raise
