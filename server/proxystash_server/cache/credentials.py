@@ -12,6 +12,7 @@ from pydantic import SecretStr
 
 from proxystash_server.cache.errors import EncryptionKeyError
 from proxystash_server.cache.killpoints import reach
+from proxystash_server.cache.tiers.files import make_directory
 
 KEY_VARIABLE = "PROXYSTASH_ENCRYPTION_KEY"
 _KEY_COMMAND = 'python -c "from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())"'
@@ -159,7 +160,7 @@ def create_key_file(path: Path, key: bytes) -> None:
     """
     temporary = path.with_name(path.name + ".new")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent, sync=True)
         temporary.unlink(missing_ok=True)
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(key + b"\n")

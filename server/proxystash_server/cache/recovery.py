@@ -129,6 +129,9 @@ class Recovery:
         """Take over the marks for the other tier that `level` had on disk, where it missed nothing later."""
         other = self._pair.other(level)
         marks = level.tier.backlog()
+        if EVERYTHING in marks:
+            # Killed between this mark for the other one and the Clear of this one: it is finished now.
+            level.tier.clear_before(marks[EVERYTHING])
         here = level.missed()
         outdated = [key for key, version in marks.items() if here.get(key, 0) > version]
         for key in outdated:
@@ -176,7 +179,8 @@ class Recovery:
         """L3 was lost, or L2 has gone on without it: what L2 and memory hold is all there is."""
         l2, l3 = self._pair.l2, self._pair.l3
         missed_by_l2 = l2.missed()
-        _do(l2, l2.tier.clear_before, missed_by_l2.get(EVERYTHING, 0))
+        if EVERYTHING in missed_by_l2:
+            _do(l2, l2.tier.clear_before, missed_by_l2[EVERYTHING])
         held = _do(l2, l2.tier.versions, list(missed_by_l2))
         outdated = [Write(key, None) for key, version in held.items() if version < missed_by_l2[key]]
         _do(l2, l2.tier.apply, outdated)
@@ -219,7 +223,11 @@ class Recovery:
         if lost_by_l3:
             _do(l2, l2.tier.extend_backlog, lost_by_l3)
             l3.add_missed(lost_by_l3)
-        outdated = [Write(key, None) for key in differing if key not in lost_by_l3]
+        for key in differing.keys() - lost_by_l3.keys():
+            # A version in L3 is to be proven: reading a damaged row sets it aside, and marks it as L3's loss.
+            _do(l3, l3.tier.get, key)
+        lost = l3.missed()
+        outdated = [Write(key, None) for key in differing if key not in lost]
         if outdated:
             _do(l2, l2.tier.apply, outdated)
 
@@ -257,7 +265,10 @@ class Recovery:
         writes: list[Write] = []
         overtaken: list[str] = []
         for key, version in missed.items():
-            if here.get(key, 0) >= version:
+            if (
+                here.get(key, 0) >= version
+                and level.attempt("read", None, level.tier.get, key)[1] is not None
+            ):
                 # The mark outlived its cause: this tier went on, and perhaps the other one did not.
                 overtaken.append(key)
                 continue
@@ -275,6 +286,10 @@ class Recovery:
             self._forget_outdated(overtaken, here)
         self._pair.settle(level, [*overtaken, *(write.key for write in writes)])
         return True
+
+    def _holds_sound(self, level: DiskLevel, key: str) -> bool:
+        """Whether a record is sound, and so its version to be believed."""
+        return level.attempt("read", None, level.tier.get, key)[1] is not None
 
     def _forget_outdated(self, keys: Sequence[str], in_l3: Mapping[str, int]) -> None:
         l2 = self._pair.l2

@@ -129,10 +129,14 @@ class _Witness(CredentialEncryptor):
 
 
 def _plan(config: CacheConfig, new_key_file: Path | None) -> _Plan:
+    secret = config.encryption_key
+    configured = None if secret is None else secret.get_secret_value().encode()
+    # For what it says of a malformed key; those of files are checked when they are read.
+    CredentialEncryptor(configured, previous_keys(config))
     new_key = None if new_key_file is None else _read_new_key(new_key_file)
     path = key_file(config)
     filed = read_key_file(path) or []
-    if config.encryption_key is None:
+    if configured is None:
         if not filed:
             raise EncryptionKeyError(
                 f"there is no key to change: {path} is missing. Put the key file back, or give the key in "
@@ -141,8 +145,7 @@ def _plan(config: CacheConfig, new_key_file: Path | None) -> _Plan:
         target = new_key or (filed[0] if len(filed) > 1 else Fernet.generate_key())
         plan = _Plan(target, [*filed, *previous_keys(config)], path, len(filed) > 1, [])
     else:
-        plan = _plan_configured(config, new_key_file, new_key, path, filed)
-    CredentialEncryptor(plan.target, plan.others)
+        plan = _plan_configured(config, configured, new_key_file, new_key, filed)
     others = [key for key in dict.fromkeys(plan.others) if key != plan.target]
     if not others:
         raise EncryptionKeyError("the new key is the one that is in use already; nothing was changed")
@@ -150,10 +153,12 @@ def _plan(config: CacheConfig, new_key_file: Path | None) -> _Plan:
 
 
 def _plan_configured(
-    config: CacheConfig, new_key_file: Path | None, new_key: bytes | None, path: Path, filed: list[bytes]
+    config: CacheConfig,
+    configured: bytes,
+    new_key_file: Path | None,
+    new_key: bytes | None,
+    filed: list[bytes],
 ) -> _Plan:
-    assert config.encryption_key is not None
-    configured = config.encryption_key.get_secret_value().encode()
     others = [*previous_keys(config), *filed]
     previous = f"{KEY_VARIABLE}_PREVIOUS"
     if new_key is not None:
@@ -169,7 +174,7 @@ def _plan_configured(
         )
     advice = [f"{previous} is not needed any more"] if previous_keys(config) else []
     if filed:
-        advice.append(f"{path} is not used, since the key comes from {KEY_VARIABLE}: delete it")
+        advice.append(f"{key_file(config)} is not used, since the key comes from {KEY_VARIABLE}: delete it")
     return _Plan(configured, others, None, False, advice)
 
 

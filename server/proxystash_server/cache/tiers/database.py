@@ -10,7 +10,7 @@ import sqlite3
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from proxystash_server.cache.config import Durability
 from proxystash_server.cache.errors import StoreFormatError, TierError, TierLostError
 from proxystash_server.cache.group_commit import GroupCommit
 from proxystash_server.cache.killpoints import reach
+from proxystash_server.cache.tiers.files import make_directory
 from proxystash_server.cache.tiers.salvage import salvage
 
 Result = TypeVar("Result")
@@ -114,7 +115,7 @@ class Database:
         """
         self.close()
         with translated():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_directory(self.path.parent, sync=self._durability is Durability.FULL)
             saved = self.rebuild() if self._damaged else None
             try:
                 self._connect()
@@ -134,7 +135,8 @@ class Database:
                 self._writer = None
         while self._readers:
             self._readers.popleft().close()
-        with translated():
+        with suppress(OSError):
+            # What cannot be looked at now is looked at when it is opened again, which closes first.
             self._keep_log_from_another_file()
             self._inode = 0
 
@@ -265,8 +267,8 @@ class Database:
             reach("sqlite.after_commit")
             self._after_commit(True)
             # Writes into a file that was deleted or replaced succeed, and are lost.
-            if self.path.stat().st_ino != self._inode:
-                raise TierLostError(f"{self.path} was replaced by another file")
+            if not self.path.exists() or self.path.stat().st_ino != self._inode:
+                raise TierLostError(f"{self.path} was removed or replaced by another file")
         return results
 
     def rebuild(self) -> int:
@@ -280,6 +282,10 @@ class Database:
             entries = salvage(self.path, connection, self._salvaged_columns)
             # Leaves everything in the one file that is then renamed.
             connection.execute("PRAGMA journal_mode = DELETE")
+        except (OSError, sqlite3.Error):
+            connection.close()
+            salvaged.unlink(missing_ok=True)
+            raise
         finally:
             connection.close()
         self._set_aside_and_replace(salvaged)

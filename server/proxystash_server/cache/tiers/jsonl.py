@@ -27,6 +27,7 @@ from proxystash_server.cache.tiers.base import (
     OnCorruption,
     Write,
 )
+from proxystash_server.cache.tiers.files import replace_file
 from proxystash_server.cache.tiers.jsonl_directory import SHARDS, JsonlDirectory
 from proxystash_server.cache.tiers.jsonl_load import in_order, load, shard_number
 from proxystash_server.cache.tiers.jsonl_record import read_entry, rewrite, touch_slot, write_body
@@ -37,7 +38,6 @@ from proxystash_server.cache.tiers.jsonl_shard import (
     encode_body,
     finish_line,
     header,
-    replace_file,
 )
 
 logger = logging.getLogger(__name__)
@@ -464,6 +464,13 @@ class JsonlCacheTier(DurableTier):
             with self._lock:
                 slots = dict(shard.index)
             compaction = Compaction(shard, slots, header(shard.number, SHARDS) + self._backlog_line(shard))
+        try:
+            self._finish_compaction(shard, slots, compaction)
+        except OSError:
+            compaction.discard()
+            raise
+
+    def _finish_compaction(self, shard: Shard, slots: dict[str, Slot], compaction: Compaction) -> None:
         for key in compaction.copy(rewrite):
             slot = slots[key]
             self._set_entry_aside(

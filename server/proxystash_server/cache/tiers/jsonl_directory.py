@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from proxystash_server.cache.errors import StoreFormatError
-from proxystash_server.cache.tiers.jsonl_shard import FORMAT, FORMAT_VERSION, replace_file
+from proxystash_server.cache.tiers.files import make_directory, replace_file
+from proxystash_server.cache.tiers.jsonl_shard import FORMAT, FORMAT_VERSION
 
 SHARDS = 8
 _META = "meta.json"
@@ -35,7 +36,7 @@ class JsonlDirectory:
 
     def create(self) -> None:
         """Make the directory if need be."""
-        self._path.mkdir(parents=True, exist_ok=True)
+        make_directory(self._path, sync=self._sync)
 
     def shard_path(self, number: int) -> Path:
         """Where a shard is."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from proxystash_server.cache.killpoints import reach
+from proxystash_server.cache.tiers.files import sync_directory
 
 FORMAT = "proxystash-jsonl"
 FORMAT_VERSION = 1
@@ -258,6 +259,10 @@ class Compaction:
             sync_directory(shard.path.parent)
         return True
 
+    def discard(self) -> None:
+        """Take away what was written, so that a copy that found no room leaves none less to the writers."""
+        self._path.unlink(missing_ok=True)
+
     def switch_index(self) -> None:
         """Point the index at the new file; the caller holds the commit lock and the memory lock."""
         shard = self._shard
@@ -273,27 +278,3 @@ class Compaction:
         shard.end += shift
         shard.segment = self._new
         shard.needs_compaction = False
-
-
-def sync_directory(path: Path) -> None:
-    """Make renames in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def replace_file(path: Path, content: bytes, *, sync: bool) -> None:
-    """Write a whole small file so that a reader finds the old or the new one, never a part."""
-    temporary = path.with_name(path.name + ".new")
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(content)
-        file.flush()
-        if sync:
-            os.fsync(file.fileno())
-    reach("replace.before_rename")
-    temporary.rename(path)
-    reach("replace.after_rename")
-    if sync:
-        sync_directory(path.parent)

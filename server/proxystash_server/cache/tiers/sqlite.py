@@ -154,7 +154,9 @@ class SQLiteCacheTier(DurableTier):
                 some = keys[start : start + _KEYS_PER_QUERY]
                 found.update(
                     connection.execute(
-                        f"SELECT key, version FROM entries WHERE key IN ({', '.join('?' * len(some))})", some
+                        "SELECT key, version FROM entries WHERE typeof(version) = 'integer' "
+                        f"AND key IN ({', '.join('?' * len(some))})",
+                        some,
                     )
                 )
         return found
@@ -249,7 +251,8 @@ class SQLiteCacheTier(DurableTier):
     def clear_before(self, version: int) -> None:
         def change(connection: sqlite3.Connection) -> None:
             self._entries_in_transaction -= connection.execute(
-                "DELETE FROM entries WHERE version < ?", (version,)
+                "DELETE FROM entries WHERE typeof(version) = 'integer' AND version BETWEEN 0 AND ?",
+                (version - 1,),
             ).rowcount
 
         self._database.write(change)
