@@ -75,5 +75,6 @@ def _rows(source: sqlite3.Connection, query: str, values: Sequence[object] = ())
     """The rows of a query up to the first one that cannot be read."""
     try:
         yield from source.execute(query, values)
-    except sqlite3.DatabaseError:
+    except (sqlite3.DatabaseError, UnicodeEncodeError):
+        # The latter for a key that is no text, and so cannot be asked for.
         return
