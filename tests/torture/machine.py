@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, ClassVar
 
@@ -162,6 +163,22 @@ class CacheMachine(RuleBasedStateMachine):
         if not lenient and not any(map(self.model.in_doubt, KEYS)):
             assert count == sum(self.model.known(key, self.clock.now_us) is not None for key in KEYS)
         self.model.clear(certain=count is not None)
+
+    @rule(
+        steps=st.lists(st.tuples(st.sampled_from(["put", "get", "delete", "invalidate"]), _key), min_size=6)
+    )
+    def use(self, steps: Sequence[tuple[str, str]]) -> None:
+        """Several operations in a row, so that there is more use than there are restarts."""
+        for kind, key in steps:
+            match kind:
+                case "put":
+                    self.put([key], 3600, 0, False)
+                case "get":
+                    self.get([key])
+                case "delete":
+                    self.delete(key)
+                case _:
+                    self.invalidate(key)
 
     @rule()
     def statistics(self) -> None:
