@@ -224,8 +224,9 @@ def _keys(config: CacheConfig, report: Report) -> _Keys:
         found = _Keys([*keys, *previous_keys(config)], f"tried {origin}")
         CredentialEncryptor(*found.split())
     except EncryptionKeyError as error:
-        report.fault("unusable_key", str(path), str(error))
-        return _Keys([], f"{path} cannot be used")
+        place = str(path) if config.encryption_key is None else KEY_VARIABLE
+        report.fault("unusable_key", place, str(error))
+        return _Keys([], f"{place} cannot be used")
     return found
 
 
@@ -254,7 +255,10 @@ def _belong_together(l2: StoppedStore, l3: StoppedStore, result: Examination) ->
     if l3_is_new or (l2.partner_id == ALONE and l3.partner_id == l2.store_id):
         message, remedy = "L3 knows nothing of what L2 holds", "the next start fills it from L2"
     elif {l2.partner_id, l3.partner_id} & {"", ALONE, l2.store_id, l3.store_id}:
-        message, remedy = "L3 went on without this L2", "the next start empties L2"
+        message, remedy = (
+            "L3 went on without this L2",
+            "the next start believes L2 in what L3 has missed alone",
+        )
     else:
         result.strangers = True
         result.report.fault(

@@ -1,0 +1,169 @@
+"""What the tests of the tools for a stopped store share: a directory, and ways to fill it and look in."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from proxystash_server.cache import CacheConfig, CacheEntry, CacheManager, CacheTierConfig, L2BackendType
+from proxystash_server.cache.check import check_store
+from proxystash_server.cache.check_report import Report
+from proxystash_server.cache.repair import repair_store
+from tests.server.cache.support import PASSWORD, USERNAME
+
+KEYS = tuple(f"key-{number}" for number in range(24))
+SEALED = KEYS[::3]
+
+
+class StoppedCache:
+    """A data directory, and the caches that run on it one after another; none of them between two calls."""
+
+    def __init__(self, directory: Path, l2_backend: L2BackendType) -> None:
+        self.directory = directory
+        self.l2_backend = l2_backend
+        self.settings: dict[str, Any] = {}
+
+    @property
+    def l2(self) -> Path:
+        """L2's directory."""
+        return self.directory / "l2"
+
+    @property
+    def l2_database(self) -> Path:
+        return self.l2 / "l2.db"
+
+    @property
+    def l3(self) -> Path:
+        """L3's database."""
+        return self.directory / "l3" / "proxystash.db"
+
+    @property
+    def key_file(self) -> Path:
+        return self.directory / "secret.key"
+
+    def config(self, **fields: Any) -> CacheConfig:
+        return CacheConfig.model_validate(
+            {
+                "l2_backend": self.l2_backend,
+                "l2_cache_dir": self.l2,
+                "l3_database_path": self.l3,
+                "encryption_key_file": self.key_file,
+                **self.settings,
+                **fields,
+            }
+        )
+
+    @contextmanager
+    def running(self, **fields: Any) -> Iterator[CacheManager]:
+        """A cache in which nothing happens by itself, stopped in an orderly way at the end."""
+        with CacheManager(self.config(**fields), background=False) as manager:
+            yield manager
+
+    def fill(self) -> StoppedCache:
+        """Put an entry under each of KEYS; those of SEALED have credentials."""
+        with self.running() as manager:
+            fill(manager)
+        return self
+
+    def entries(self, **fields: Any) -> dict[str, CacheEntry]:
+        """What a cache that is started now serves."""
+        with self.running(**fields) as manager:
+            found = {key: manager.get(key) for key in KEYS}
+        return {key: entry for key, entry in found.items() if entry is not None}
+
+    def check(self, **fields: Any) -> Report:
+        return check_store(self.config(**fields))
+
+    def repair(self, **fields: Any) -> dict[str, int]:
+        return dict(repair_store(self.config(**fields)))
+
+    def copy(self, name: str) -> StoppedCache:
+        """The same files elsewhere: what a kill at this moment would leave."""
+        copy = StoppedCache(self.directory.with_name(name), self.l2_backend)
+        copy.settings = self.settings
+        shutil.copytree(self.directory, copy.directory, ignore=shutil.ignore_patterns("*-shm"))
+        return copy
+
+    # -- looking into files, and changing them
+
+    def sql(self, database: Path, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        return sql(database, statement, *values)
+
+    def shard_of(self, key: str) -> Path:
+        """The file in which the JSONL store keeps a key."""
+        return self.l2 / f"shard-{zlib.crc32(key.encode()) % 8}.jsonl"
+
+    def bytes(self) -> bytes:
+        """Everything in every file."""
+        return b"".join(path.read_bytes() for path in sorted(self.directory.rglob("*")) if path.is_file())
+
+
+def fill(manager: CacheManager) -> None:
+    """Put an entry under each of KEYS; those of SEALED have credentials."""
+    manager.put_many(
+        [
+            manager.new_entry(
+                f"http://192.0.2.1:{8000 + number}",
+                key=key,
+                source=f"source-{key}",
+                labels={"number": str(number)},
+                username=USERNAME if key in SEALED else None,
+                password=PASSWORD if key in SEALED else None,
+            )
+            for number, key in enumerate(KEYS)
+        ]
+    )
+
+
+def sql(database: Path, statement: str, *values: object) -> list[tuple[Any, ...]]:
+    """Run a statement on a database, as an operator might."""
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        return connection.execute(statement, values).fetchall()
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file as JSON."""
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def edit_line(path: Path, key: str, change: Callable[[bytes], bytes]) -> None:
+    """Change the line of an entry in a shard."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    place = next(number for number, line in enumerate(lines) if f'"key":"{key}"'.encode() in line)
+    lines[place] = change(lines[place])
+    path.write_bytes(b"".join(lines))
+
+
+def edit_record(path: Path, key: str, **fields: Any) -> None:
+    """Change what the line of an entry says, with a checksum that fits."""
+
+    def change(line: bytes) -> bytes:
+        record = {**json.loads(line), **fields}
+        del record["crc"]
+        body = json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode()[:-1]
+        return b'%b,"crc":"%08x"}\n' % (body, zlib.crc32(body))
+
+    edit_line(path, key, change)
+
+
+def kinds(report: Report) -> dict[str, int]:
+    """How many faults of each kind a report has."""
+    return {kind: report.counts[kind] for kind in {fault.kind for fault in report.faults}}
+
+
+def note_kinds(report: Report) -> set[str]:
+    return {note.kind for note in report.notes}
+
+
+def told(report: Report) -> str:
+    """Every word of a report."""
+    return json.dumps(report.to_json())
+
+
+BOUNDED = CacheTierConfig(max_entries=10)

@@ -1,0 +1,475 @@
+"""Every fault that can be made by hand is found, told in its kind, and gone after a repair."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from cryptography.fernet import Fernet
+from pydantic import SecretStr
+
+from proxystash_server.cache import CacheTierConfig, CredentialEncryptor, L2BackendType, StoreError
+from proxystash_server.cache.tiers.jsonl_shard import encode_body, finish_line, header
+from proxystash_server.cache.tiers.sqlite_record import COLUMNS, CONTENT_LENGTH, checksum
+from tests.server.cache.support import fingerprint, flip_byte
+from tests.server.cache_tools.stopped import (
+    KEYS,
+    SEALED,
+    StoppedCache,
+    edit_line,
+    edit_record,
+    fill,
+    kinds,
+    lines_of,
+    note_kinds,
+    sql,
+    told,
+)
+
+VICTIM = SEALED[2]
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Something done to a file of a stopped store, what it is found as, and which entries it costs."""
+
+    do: Callable[[Path], object]
+    found_as: set[str]
+    lost: frozenset[str] = field(default_factory=frozenset)
+
+
+def set_column(column: str, value: object, key: str = VICTIM) -> Callable[[Path], object]:
+    return lambda path: sql(path, f"UPDATE entries SET {column} = ? WHERE key = ?", value, key)
+
+
+def set_content(column: str, value: object, key: str = VICTIM) -> Callable[[Path], object]:
+    """Change a row together with its checksum."""
+
+    def change(path: Path) -> None:
+        sql(path, f"UPDATE entries SET {column} = ? WHERE key = ?", value, key)
+        [row] = sql(path, f"SELECT {COLUMNS} FROM entries WHERE key = ?", key)
+        sql(path, "UPDATE entries SET checksum = ? WHERE key = ?", checksum(row[:CONTENT_LENGTH]), key)
+
+    return change
+
+
+def set_meta(name: str, value: object) -> Callable[[Path], object]:
+    return lambda path: sql(path, "UPDATE meta SET value = ? WHERE name = ?", value, name)
+
+
+def foreign_token() -> str:
+    """A credential that was sealed under a key that nobody has."""
+    return CredentialEncryptor(Fernet.generate_key()).encrypt(SecretStr("secret")).decode()
+
+
+def delete_row(path: Path) -> None:
+    sql(path, "DELETE FROM entries WHERE key = ?", VICTIM)
+    sql(path, "UPDATE meta SET value = value - 1 WHERE name = 'entries'")
+
+
+def spoil_index(path: Path) -> None:
+    """Let an index have something else in it than the table."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        original = "SELECT sql FROM sqlite_schema WHERE name = 'entries_by_expiry'"
+        [(definition,)] = connection.execute(original).fetchall()
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute(
+            "UPDATE sqlite_schema SET sql = ? WHERE name = 'entries_by_expiry'",
+            (definition.replace("expires_at", "fetch_time"),),
+        )
+        connection.execute("PRAGMA writable_schema = RESET")
+        connection.execute("UPDATE entries SET expires_at = expires_at")
+        connection.execute("REINDEX entries_by_expiry")
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("UPDATE sqlite_schema SET sql = ? WHERE name = 'entries_by_expiry'", (definition,))
+        connection.execute("PRAGMA writable_schema = RESET")
+
+
+def smash(offset: int, length: int) -> Callable[[Path], object]:
+    def damage(path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        data[offset : offset + length] = b"\xaa" * length
+        path.write_bytes(data)
+
+    return damage
+
+
+def smash_page_with(content: bytes) -> Callable[[Path], object]:
+    def damage(path: Path) -> None:
+        smash(path.read_bytes().index(content) // 4096 * 4096, 4096)(path)
+
+    return damage
+
+
+ANY_DATABASE: dict[str, Damage] = {
+    "a column that does not match the checksum": Damage(set_column("source", "elsewhere"), {"damaged_row"}),
+    "a damaged token": Damage(set_column("sealed", "gAAAAA"), {"damaged_row"}),
+    "a text that is no text": Damage(
+        lambda path: sql(path, "UPDATE entries SET source = CAST(x'ff' AS TEXT) WHERE key = ?", VICTIM),
+        {"damaged_row"},
+    ),
+    "a negative count of uses": Damage(set_column("access_count", -5), {"damaged_row"}),
+    "a status that there is not": Damage(set_content("health_status", "splendid"), {"damaged_row"}),
+    "labels that are no labels": Damage(set_content("labels", "["), {"damaged_row"}),
+    "a credential under another key": Damage(
+        set_content("sealed", foreign_token()), {"unreadable_credential"}
+    ),
+    "a wrong scheme": Damage(set_column("scheme", "socks5"), {"wrong_column"}),
+    "a recency that is no number": Damage(set_column("recency", "late"), {"wrong_column"}),
+    "a wrong number of entries": Damage(set_meta("entries", 23), {"wrong_count"}),
+    "no number of entries": Damage(
+        lambda path: sql(path, "DELETE FROM meta WHERE name = 'entries'"), {"damaged_meta", "wrong_count"}
+    ),
+    "no number of changes": Damage(set_meta("last_version", "x"), {"damaged_meta"}),
+    "no key check": Damage(
+        lambda path: sql(path, "DELETE FROM meta WHERE name = 'key_check'"), {"lost_key_check"}
+    ),
+    "a damaged key check": Damage(set_meta("key_check", b"gAAAAA"), {"damaged_key_check"}),
+    "a missing index": Damage(lambda path: sql(path, "DROP INDEX entries_by_expiry"), {"wrong_index"}),
+    "an index with something else in it": Damage(spoil_index, {"damaged_page"}),
+    "a mark that is none": Damage(
+        lambda path: sql(path, "INSERT INTO backlog VALUES (x'00', 'x')"), {"damaged_mark"}
+    ),
+    "a smashed page of entries": Damage(smash_page_with(b"source-key-20"), {"damaged_page", "wrong_count"}),
+    "a smashed page of other things": Damage(smash_page_with(b"partner_id"), {"damaged_database"}),
+    "a smashed header": Damage(smash(0, 100), {"damaged_database"}),
+    "a file cut in half": Damage(
+        lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 // 4096 * 4096]),
+        {"damaged_database", "damaged_page", "wrong_count"},
+    ),
+}
+
+
+def expect(cache: StoppedCache, damage: Damage, path: Path) -> None:
+    """Do damage to a file, and see it found, repaired, and gone."""
+    before = cache.entries()
+    damage.do(path)
+    state = fingerprint(cache.directory)
+    report = cache.check()
+    assert fingerprint(cache.directory) == state
+    assert not report.consistent
+    assert set(kinds(report)) <= damage.found_as, told(report)
+    assert all(fault.remedy for fault in report.faults)
+    assert cache.repair()
+    report = cache.check()
+    assert report.faults == [], told(report)
+    after = cache.entries()
+    assert set(before) - set(after) == damage.lost
+    for key, entry in after.items():
+        assert (entry.proxy_url, entry.source, entry.labels, entry.username, entry.password) == (
+            before[key].proxy_url,
+            before[key].source,
+            before[key].labels,
+            before[key].username,
+            before[key].password,
+        )
+
+
+@pytest.mark.parametrize("damage", ANY_DATABASE)
+def test_damage_to_l3_is_found_and_what_l2_still_has_is_saved(cache: StoppedCache, damage: str) -> None:
+    expect(cache.fill(), ANY_DATABASE[damage], cache.l3)
+
+
+@pytest.mark.parametrize("l2_backend", [L2BackendType.SQLITE])
+@pytest.mark.parametrize("damage", ANY_DATABASE)
+def test_damage_to_an_l2_of_sqlite_is_found_and_costs_nothing(cache: StoppedCache, damage: str) -> None:
+    expect(cache.fill(), ANY_DATABASE[damage], cache.l2_database)
+
+
+# -- JSONL
+
+
+def remove_first_line(path: Path) -> None:
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[1:]))
+
+
+def append(path: Path, record: dict[str, object], sequence: int) -> None:
+    with path.open("ab") as file:
+        file.write(finish_line(encode_body(record), sequence))
+
+
+def put_an_older_line_behind(path: Path) -> None:
+    record = next(record for record in lines_of(path) if record.get("key") == VICTIM)
+    del record["crc"], record["seq"]
+    append(path, record, 1)
+
+
+def swap_with_next_shard(path: Path) -> None:
+    other = path.with_name("shard-0.jsonl" if path.name != "shard-0.jsonl" else "shard-1.jsonl")
+    content = path.read_bytes()
+    path.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+
+
+def move_line_to_another_shard(path: Path) -> None:
+    other = path.with_name("shard-0.jsonl" if path.name != "shard-0.jsonl" else "shard-1.jsonl")
+    lines = path.read_bytes().splitlines(keepends=True)
+    line = next(line for line in lines if f'"key":"{VICTIM}"'.encode() in line)
+    path.write_bytes(b"".join(one for one in lines if one is not line))
+    other.write_bytes(other.read_bytes() + line)
+
+
+def spoil_meta(**fields: object) -> Callable[[Path], object]:
+    def change(path: Path) -> None:
+        meta = path.with_name("meta.json")
+        meta.write_text(json.dumps({**json.loads(meta.read_bytes()), **fields}))
+
+    return change
+
+
+ANY_SHARD: dict[str, Damage] = {
+    "a flipped bit": Damage(
+        lambda path: flip_byte(path, path.read_bytes().index(b"source-")), {"damaged_line"}
+    ),
+    "a line cut in the middle": Damage(
+        lambda path: edit_line(path, VICTIM, lambda line: line[:40] + line[60:]), {"damaged_line"}
+    ),
+    "a line that says nothing": Damage(lambda path: edit_record(path, VICTIM, proxy_url=7), {"disagreement"}),
+    "a status that there is not": Damage(
+        lambda path: edit_record(path, VICTIM, health_status="splendid"), {"damaged_line"}
+    ),
+    "labels that are no labels": Damage(lambda path: edit_record(path, VICTIM, labels=3), {"damaged_line"}),
+    "a credential under another key": Damage(
+        lambda path: edit_record(path, VICTIM, sealed=foreign_token()), {"unreadable_credential"}
+    ),
+    "another source": Damage(lambda path: edit_record(path, VICTIM, source="x"), {"disagreement"}),
+    "another password": Damage(lambda path: edit_record(path, VICTIM, sealed=None), {"disagreement"}),
+    "another version": Damage(lambda path: edit_record(path, VICTIM, version=7), {"disagreement"}),
+    "a damaged first line": Damage(lambda path: flip_byte(path, 3), {"damaged_line"}),
+    "no first line": Damage(remove_first_line, {"no_header"}),
+    "a missing file": Damage(Path.unlink, {"lost_shard"}),
+    "a missing meta file": Damage(lambda path: path.with_name("meta.json").unlink(), {"lost_meta"}),
+    "a damaged meta file": Damage(
+        lambda path: path.with_name("meta.json").write_bytes(b"{"), {"damaged_meta"}
+    ),
+    "a damaged key check": Damage(spoil_meta(key_check="gAAAAA"), {"damaged_key_check"}),
+    "an older line behind a newer": Damage(put_an_older_line_behind, {"wrong_order"}),
+    "two files in each other's place": Damage(swap_with_next_shard, {"wrong_shard"}),
+    "a line in another file": Damage(move_line_to_another_shard, {"wrong_shard"}),
+    "an entry that L3 does not have": Damage(
+        lambda path: sql(
+            path.parent.parent / "l3" / "proxystash.db", "DELETE FROM entries WHERE key = ?", VICTIM
+        ),
+        {"disagreement", "wrong_count"},
+        frozenset({VICTIM}),
+    ),
+}
+
+
+@pytest.mark.parametrize("l2_backend", [L2BackendType.JSONL])
+@pytest.mark.parametrize("damage", ANY_SHARD)
+def test_damage_to_an_l2_of_jsonl_is_found_and_costs_nothing(cache: StoppedCache, damage: str) -> None:
+    expect(cache.fill(), ANY_SHARD[damage], cache.shard_of(VICTIM))
+
+
+@pytest.mark.parametrize("l2_backend", [L2BackendType.JSONL])
+def test_a_last_line_torn_anywhere_is_a_note(cache: StoppedCache) -> None:
+    cache.fill()
+    path = cache.shard_of(VICTIM)
+    data = path.read_bytes()
+    start = data.rindex(b"\n", 0, -1) + 1
+    for end in range(start + 1, len(data)):
+        path.write_bytes(data[:end])
+        report = cache.check()
+        assert report.consistent, told(report)
+        assert note_kinds(report) == {"torn_line"}
+    path.write_bytes(data[:start])
+    assert cache.check().notes == []
+
+
+@pytest.mark.parametrize("l2_backend", [L2BackendType.JSONL])
+def test_whichever_byte_is_flipped_is_found(cache: StoppedCache) -> None:
+    cache.fill()
+    path = cache.shard_of(VICTIM)
+    data = path.read_bytes()
+    for place in range(0, len(data), 11):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 0x04]) + data[place + 1 :])
+        assert not cache.check().consistent
+
+
+@pytest.mark.parametrize("l2_backend", [L2BackendType.JSONL])
+def test_a_damaged_line_that_was_set_aside_already_is_a_note(cache: StoppedCache) -> None:
+    cache.fill()
+    path = cache.shard_of(VICTIM)
+    with cache.running() as manager:
+        position = path.read_bytes().index(b"source-")
+        with path.open("r+b") as file:
+            file.seek(position)
+            file.write(b"XXXX")
+        key = json.loads(path.read_bytes().splitlines()[1])["key"]
+        assert manager.l2_tier.get(key) is None
+    report = cache.check()
+    assert report.consistent, told(report)
+    assert note_kinds(report) >= {"known_damage", "set_aside"}
+
+
+# -- the tiers against each other
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        set_content("version", 7),
+        set_content("source", "elsewhere"),
+        set_content("expires_at", 2**52),
+        set_content("sealed", None),
+        delete_row,
+    ],
+)
+def test_an_entry_of_l2_that_l3_does_not_confirm_is_a_fault_and_l3_wins(
+    cache: StoppedCache, change: Callable[[Path], object]
+) -> None:
+    cache.fill()
+    change(cache.l3)
+    report = cache.check()
+    assert kinds(report) == {"disagreement": 1}, told(report)
+    assert cache.repair()["entries taken out of L2"] == 1
+    assert cache.check().faults == []
+    rows = sql(cache.l3, "SELECT source FROM entries WHERE key = ?", VICTIM)
+    with cache.running() as manager:
+        entry = manager.get(VICTIM)
+        assert rows == ([] if entry is None else [(entry.source,)])
+
+
+def test_what_a_l3_from_yesterday_has_lost_is_given_back_to_it(cache: StoppedCache) -> None:
+    cache.fill()
+    yesterday = cache.l3.read_bytes()
+    with cache.running() as manager:
+        manager.put("key-1", manager.new_entry("http://192.0.2.9:1", key="key-1", source="today"))
+        manager.put("new", manager.new_entry("http://192.0.2.9:1", key="new"))
+    cache.l3.write_bytes(yesterday)
+    report = cache.check()
+    assert kinds(report) == {"lost_by_l3": 2}, told(report)
+    assert cache.repair()["entries given back to L3"] == 2
+    assert cache.check().faults == []
+    assert sql(cache.l3, "SELECT key FROM entries WHERE source = 'today' OR key = 'new'") == [
+        ("key-1",),
+        ("new",),
+    ]
+
+
+def test_a_missing_log_of_l3_is_noticed_by_what_l2_has(cache: StoppedCache) -> None:
+    cache.fill()
+    with cache.running() as manager:
+        fill(manager)
+        killed = cache.copy("killed")
+    killed.l3.with_name("proxystash.db-wal").unlink()
+    report = killed.check()
+    assert kinds(report) == {"lost_by_l3": 24}, told(report)
+    killed.repair()
+    assert killed.check().faults == []
+    assert len(killed.entries()) == 24
+
+
+def test_stores_that_never_worked_together_are_a_fault(cache: StoppedCache, tmp_path: Path) -> None:
+    cache.fill()
+    other = StoppedCache(tmp_path / "other", cache.l2_backend)
+    other.directory.mkdir()
+    other.key_file.touch(mode=0o600)
+    other.key_file.write_bytes(cache.key_file.read_bytes())
+    with other.running() as manager:
+        manager.put("theirs", manager.new_entry("http://192.0.2.9:1", key="theirs"))
+    cache.l3.write_bytes(other.l3.read_bytes())
+    report = cache.check()
+    assert kinds(report) == {"strangers": 1}, told(report)
+    cache.repair()
+    assert cache.check().faults == []
+    with cache.running() as manager:
+        assert manager.get("theirs") is not None
+    assert cache.entries() == {}
+
+
+@pytest.mark.parametrize("tier", ["l2_config", "l3_config"])
+def test_a_tier_with_more_entries_than_it_may_hold_is_a_fault(cache: StoppedCache, tier: str) -> None:
+    cache.fill()
+    cache.settings = {tier: CacheTierConfig(max_entries=20)}
+    report = cache.check()
+    assert kinds(report) == {"too_many_entries": 1}, told(report)
+    cache.repair()
+    report = cache.check()
+    assert report.faults == []
+    assert report.tiers[tier == "l3_config"].entries == 20
+
+
+# -- what no repair helps against
+
+
+HOPELESS: dict[str, Damage] = {
+    "a database of somebody else": Damage(
+        lambda path: sql(path, "PRAGMA application_id = 7"), {"foreign_database"}
+    ),
+    "a newer format": Damage(lambda path: sql(path, "PRAGMA user_version = 1000"), {"unknown_format"}),
+    "another table": Damage(lambda path: sql(path, "ALTER TABLE backlog ADD COLUMN more"), {"wrong_schema"}),
+}
+
+
+@pytest.mark.parametrize("damage", HOPELESS)
+def test_what_is_not_ours_is_told_and_left_alone(cache: StoppedCache, damage: str) -> None:
+    cache.fill()
+    HOPELESS[damage].do(cache.l3)
+    before = fingerprint(cache.directory)
+    assert set(kinds(cache.check())) == HOPELESS[damage].found_as
+    with pytest.raises(StoreError, match="nothing was changed"):
+        cache.repair()
+    assert fingerprint(cache.directory) == before
+
+
+@pytest.mark.parametrize("l2_backend", [L2BackendType.JSONL])
+@pytest.mark.parametrize(
+    "change",
+    [
+        spoil_meta(version=1000),
+        lambda path: path.write_bytes(
+            header(path.name[6], 8).replace(b"proxystash-jsonl", b"proxystash-other")
+        ),
+        lambda path: append(path, {"op": "lease", "key": VICTIM}, 1000),
+    ],
+)
+def test_files_of_a_newer_release_are_told_and_left_alone(
+    cache: StoppedCache, change: Callable[[Path], object]
+) -> None:
+    cache.fill()
+    change(cache.shard_of(VICTIM))
+    before = fingerprint(cache.directory)
+    assert not cache.check().consistent
+    if set(kinds(cache.check())) <= {"unknown_format", "unknown_line"}:
+        with pytest.raises(StoreError, match="nothing was changed"):
+            cache.repair()
+        assert fingerprint(cache.directory) == before
+
+
+def test_a_million_faults_of_one_kind_are_counted_and_not_all_listed(
+    cache: StoppedCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxystash_server.cache.check_report.LISTED_PER_KIND", 5)
+    cache.fill()
+    sql(cache.l3, "UPDATE entries SET source = 'x'")
+    report = cache.check()
+    assert len(report.faults) == 5
+    assert report.counts["damaged_row"] == len(KEYS)
+    assert report.omitted() == {"damaged_row": len(KEYS) - 5}
+
+
+def test_a_repair_of_a_consistent_store_changes_nothing(cache: StoppedCache) -> None:
+    cache.fill()
+    before = fingerprint(cache.directory)
+    assert cache.repair() == {}
+    assert fingerprint(cache.directory) == before
+
+
+def test_what_is_set_aside_is_kept_for_the_operator(cache: StoppedCache) -> None:
+    cache.fill()
+    set_column("source", "elsewhere")(cache.l3)
+    cache.repair()
+    [(key, record)] = sql(cache.l3, "SELECT key, record FROM set_aside")
+    assert VICTIM in key
+    assert json.loads(record)["source"] == "elsewhere"
+    if cache.l2_backend is L2BackendType.JSONL:
+        flip_byte(cache.shard_of(VICTIM), cache.shard_of(VICTIM).read_bytes().index(b"source-"))
+        cache.repair()
+        assert "rource-" in (cache.l2 / "set-aside.jsonl").read_text()
