@@ -198,6 +198,19 @@ class DurableTierContract(TierContract):
         applied = tier.apply([Write("b", stored("b")), Write("c", stored("c")), Write("d", stored("d"))])
         assert [one.evicted for one in applied] == [(), ("a",), ("b",)]
 
+    def test_nothing_to_do_is_nothing_done(self, make: MakeDurableTier, directory: Path) -> None:
+        tier = make()
+        put(tier, stored("key-1"))
+        before = contents(directory)
+        assert tier.apply([]) == []
+        tier.touch([])
+        tier.extend_backlog({})
+        tier.settle([])
+        assert tier.trim() == []
+        tier.clear_before(0)
+        assert contents(directory).keys() == before.keys()
+        assert make().get("key-1") == stored("key-1")
+
     def test_writers_that_come_together_are_all_committed(self, make: MakeDurableTier) -> None:
         tier = make()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -267,6 +268,14 @@ def run_in_threads(*jobs: Callable[[], Result]) -> list[Result]:
 
     with ThreadPoolExecutor(len(jobs)) as pool:
         return [future.result(60) for future in [pool.submit(run, job) for job in jobs]]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait for what another thread is to bring about."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        threading.Event().wait(0.002)
 
 
 def keys_of(entries: Iterable[CacheEntry]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -144,29 +145,30 @@ def test_what_is_set_aside_is_kept_for_the_operator_and_told_in_the_log(
         assert PASSWORD.encode() not in content
 
 
+DAMAGE: dict[str, Callable[[bytearray], object]] = {
+    "header": lambda data: data.__setitem__(slice(0, 100), bytes(100)),
+    "cut off": lambda data: data.__delitem__(slice(len(data) // 2, None)),
+    "empty": lambda data: data.clear(),
+    "garbage": lambda data: data.__setitem__(slice(None), random.Random(1).randbytes(len(data))),
+    "flipped": lambda data: [
+        data.__setitem__(offset, data[offset] ^ 0xFF)
+        for offset in random.Random(2).sample(range(len(data) // 3, len(data)), len(data) // 100)
+    ],
+}
+
+
 @pytest.mark.parametrize("name", ["l2", "l3"])
-@pytest.mark.parametrize("damage", ["header", "cut off", "empty", "garbage", "random"])
-def test_a_damaged_database_costs_no_entry_that_the_other_tier_has(
-    stash: Stash, name: str, damage: str, l2_backend: L2BackendType
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_files_of_one_tier_cost_no_entry_that_the_other_tier_has(
+    stash: Stash, name: str, damage: str
 ) -> None:
-    if name == "l2" and l2_backend is L2BackendType.JSONL:
-        pytest.skip("this L2 is no database")
     put(stash.open(), *KEYS, source="sound", labels={"filler": "x" * 250})
     stash.close()
     path = database(stash, name)
-    data = bytearray(path.read_bytes())
-    if damage == "header":
-        data[:100] = bytes(100)
-    elif damage == "cut off":
-        del data[len(data) // 2 :]
-    elif damage == "empty":
-        data.clear()
-    elif damage == "garbage":
-        data[:] = random.Random(1).randbytes(len(data))
-    else:
-        for offset in random.Random(2).sample(range(8192, len(data)), 400):
-            data[offset] ^= 0xFF
-    path.write_bytes(bytes(data))
+    for file in [path] if path.exists() else (stash.directory / "l2").glob("shard-*"):
+        data = bytearray(file.read_bytes())
+        DAMAGE[damage](data)
+        file.write_bytes(bytes(data))
     manager = stash.open()
     for key in KEYS:
         entry = manager.get(key)
@@ -180,6 +182,43 @@ def test_a_damaged_database_costs_no_entry_that_the_other_tier_has(
     states = [tier.state for tier in manager.get_statistics().tiers]
     assert states == [TierState.ACTIVE] * 3
     assert content_of(stash.reopen()) == {**CONTENT, "later": ("later", 0)}
+
+
+@pytest.mark.parametrize("lines", [1, 2, 3])
+def test_a_log_that_lost_its_end_between_two_lines_serves_nothing_outdated(
+    stash: Stash, l2_backend: L2BackendType, lines: int
+) -> None:
+    """Nothing in the file says so, but L3 knows."""
+    manager = stash.open(l2_backend=L2BackendType.JSONL)
+    put(manager, *KEYS, "deleted", source="before")
+    put(manager, *KEYS, source="sound")
+    manager.delete("deleted")
+    stash.close()
+    for path in (stash.directory / "l2").glob("shard-*"):
+        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-lines]))
+    manager = stash.open(l2_backend=L2BackendType.JSONL)
+    assert manager.get("deleted") is None
+    for key in KEYS:
+        entry = manager.get(key)
+        assert entry is not None
+        assert entry.source == "sound"
+    assert content_of(manager) == CONTENT
+
+
+def test_a_write_ahead_log_that_was_deleted_costs_no_entry_that_l2_has(stash: Stash) -> None:
+    manager = stash.open()
+    put(manager, *KEYS, source="before")
+    manager = stash.reopen()
+    put(manager, *KEYS, source="sound")
+    stash.kill()
+    for path in (stash.directory / "l3").glob("*-wal"):
+        path.unlink()
+    manager = stash.open()
+    assert content_of(manager) == CONTENT
+    for key in KEYS:
+        entry = manager.get(key)
+        assert entry is not None
+        assert entry.source == "sound"
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -92,6 +92,11 @@ class TierStore(Store):
         assert self.tier.delete(key)
 
     def reopen(self) -> None:
+        if isinstance(self.tier, JsonlCacheTier):
+            # A compaction before the restart must not make a difference.
+            for shard in self.tier._shards[::2]:
+                shard.needs_compaction = True
+            self.tier.maintain()
         if isinstance(self.tier, DurableTier):
             self.tier.close()
             self.tier = self.make()

@@ -255,7 +255,41 @@ def test_counts_wait_in_memory_while_no_disk_tier_can_store_them(stash: Stash) -
         assert entry.access_count == 2
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_listing_in_the_middle_of_a_flush_has_the_exact_counts(stash: Stash, shape: str) -> None:
+    manager = stash.open(**SHAPES[shape])
+    put(manager, "a", "b")
+    for key in "aab":
+        manager.get(key)
+    listed: list[dict[str, int]] = []
+    tiers = [tier for tier in (manager.l2_tier, manager.l3_tier) if tier.enabled]
+    for tier in tiers:
+        touch = tier.touch
+
+        def touch_and_list(accesses, touch=touch):  # type: ignore[no-untyped-def]  # stands in for the real one
+            for when in ("before", "after"):
+                if when == "after":
+                    touch(accesses)
+                entries = manager.list_entries("", 10, ANY)
+                listed.append({entry.key: entry.access_count for entry in entries})
+
+        tier.touch = touch_and_list  # type: ignore[method-assign]
+    manager.maintain()
+    assert listed == [{"a": 2, "b": 1}] * len(listed)
+    assert len(listed) == 2 * len(tiers)
+
+
 # -- what a read waits for
+
+
+def test_a_hit_in_l1_waits_for_nobody(stash: Stash) -> None:
+    """Not even for a change of the same key that is being written, nor for a clear."""
+    manager = stash.open()
+    put(manager, "key-1")
+    with manager._locks.hold_all():
+        [(entry, served_by)] = run_in_threads(partial(manager.lookup, "key-1"))
+    assert entry is not None
+    assert served_by is L1
 
 
 def test_a_get_below_l1_does_not_wait_for_the_write_of_another_key(stash: Stash) -> None:

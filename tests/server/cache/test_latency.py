@@ -55,6 +55,16 @@ def test_durations_are_forgotten_after_a_minute(window: LatencyWindow, monotonic
     assert window.summary() == LatencySummary()
 
 
+def test_what_is_forgotten_no_longer_counts_towards_a_percentile(
+    window: LatencyWindow, monotonic: FakeMonotonic
+) -> None:
+    for _ in range(100):
+        window.record(1_000)
+    monotonic.advance(60)
+    window.record(9_000_000)
+    assert window.summary().p50_us == pytest.approx(9000, rel=0.1)
+
+
 def test_a_long_silence_leaves_nothing_behind(window: LatencyWindow, monotonic: FakeMonotonic) -> None:
     window.record(5_000)
     monotonic.advance(100_000)
