@@ -378,6 +378,35 @@ def test_a_use_while_a_tier_is_away_is_known_to_it_afterwards(stash: Stash, faul
     assert entry.access_count == 2
 
 
+@pytest.mark.parametrize("meanwhile", ["a delete", "a replacement", "a clear", "a failure"])
+def test_what_was_read_from_an_outdated_tier_is_forgotten_when_the_one_that_knows_is_back(
+    stash: Stash, faulty: str, meanwhile: str
+) -> None:
+    """The tier that keeps the backlog is itself out of reach at the next start: the other seems fine."""
+    manager = stash.open()
+    put(manager, "a", "b", source="before")
+    tier = tier_of(manager, faulty)
+    break_tier(tier)
+    fail_until_skipped(manager, tier)
+    MEANWHILE[meanwhile](manager)
+    expected = content_of(manager)
+    manager.close()
+    repair_tier(tier)
+    path = stash.directory / ("l3" if faulty == "l2" else "l2")
+    hidden = make_unreachable(path)
+    manager = stash.reopen()
+    manager.get("a")
+    make_reachable(path, hidden)
+    stash.recover(manager)
+    assert content_of(manager) == expected
+    entry = manager.get("a")
+    assert (entry and (entry.source, entry.failure_count)) == expected.get("a")
+    # What the tier that came back knew of is worked off in the next round.
+    manager.maintain()
+    assert content_of_tier(manager.l3_tier) == expected
+    assert content_of_tier(manager.l2_tier).items() <= expected.items()
+
+
 @pytest.mark.parametrize("end", ["orderly", "abrupt"])
 def test_a_use_while_a_tier_is_away_is_known_to_the_other_after_a_restart(
     stash: Stash, faulty: str, end: str

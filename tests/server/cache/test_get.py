@@ -187,6 +187,19 @@ def test_a_replacement_starts_counting_anew(stash: Stash) -> None:
     assert entry.access_count == 1
 
 
+def test_uses_of_what_is_gone_leave_nothing_behind_in_memory(stash: Stash) -> None:
+    manager = stash.open(l1_config=bounded(1))
+    put(manager, "deleted", "replaced", "cleared")
+    for key in ("deleted", "replaced", "cleared"):
+        manager.get(key)
+    manager.delete("deleted")
+    put(manager, "replaced")
+    assert manager._stack.access_log.peek("deleted") is None
+    assert manager._stack.access_log.peek("replaced") is None
+    manager.clear()
+    assert len(manager._stack.access_log) == 0
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_uses_from_several_threads_are_all_counted(stash: Stash, shape: str) -> None:
     manager = stash.open(**SHAPES[shape])
@@ -333,6 +346,7 @@ def test_a_get_does_not_wait_for_a_commit_under_way(stash: Stash, stored_in: str
     assert served_by == stored_in
     manager.maintain()
     assert holders(manager, f"in-{stored_in}") == (L1, L2, L3)
+    assert manager.get_statistics().promotions == (1 if stored_in == "l2" else 2)
 
 
 def test_a_failing_read_of_one_tier_is_answered_by_the_next(stash: Stash) -> None:

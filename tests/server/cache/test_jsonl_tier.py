@@ -417,6 +417,21 @@ def test_a_line_damaged_while_the_tier_is_open_is_set_aside_at_the_next_get(
     assert make().keys() == ["key-2"]
 
 
+def test_a_line_in_the_place_of_another_is_not_served_for_it(
+    make: Make, directory: Path, corruptions: list[str]
+) -> None:
+    tier = make()
+    put(tier, *(stored(f"key-{number}") for number in range(10, 99)))
+    path = shard_of(directory, "key-98")
+    *front, first, second = path.read_bytes().splitlines(keepends=True)
+    assert len(first) == len(second)
+    with path.open("r+b") as file:
+        file.write(b"".join([*front, second, first]))
+    for line in (first, second):
+        assert tier.get(json.loads(line)["key"]) is None
+    assert len(corruptions) == 2
+
+
 def test_a_line_found_damaged_by_a_compaction_is_set_aside(
     make: Make, directory: Path, corruptions: list[str]
 ) -> None:

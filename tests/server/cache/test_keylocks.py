@@ -149,6 +149,17 @@ def test_holders_of_one_of_all_and_of_many_do_not_deadlock(locks: KeyLocks) -> N
     run_in_threads(partial(many, "abc"), partial(many, "cba"), partial(many, "b"), everything, everything)
 
 
+def test_who_holds_some_keys_gets_the_rest_although_somebody_waits_for_all(locks: KeyLocks) -> None:
+    with held(partial(locks.hold, "b")):
+        many = Attempt(partial(locks.hold_many, ["a", "b", "c"]))
+        assert many.waits()
+        everything = Attempt(locks.hold_all)
+        assert everything.waits()
+    # "c" was not asked for before all were.
+    assert many.gets_it()
+    assert everything.gets_it()
+
+
 def test_a_lock_is_let_go_of_after_an_error(locks: KeyLocks) -> None:
     lockings: list[TakeLock] = [
         partial(locks.hold, "a"),
