@@ -1,12 +1,14 @@
 """Locks per key, so that work on one key never waits for another.
 
-Lock order, outermost first; a thread takes them only downwards, and no lock but a key's is held across I/O:
+Lock order, outermost first; a thread takes them only downwards. Only the first three are held across I/O, and
+none of these three is waited for by a reader of another key.
 
 1. key locks (several at once only in sorted order, through `hold_many`; all of them through `hold_all`)
-2. a tier's commit lock (group commit: writers of one tier, never its readers)
-3. a tier's memory lock (L1's entries, JSONL's index)
-4. the access log's lock, the statistics' lock, a breaker's lock, a backlog's lock (never two of these at
-once)
+2. the flush lock of the tier stack (one flush of uses at a time)
+3. a tier's commit lock (group commit: writers of one tier, never its readers)
+4. a tier's memory lock (L1's entries, JSONL's index)
+5. leaves, never two at once: those of the access log, the statistics and latencies, a breaker, a backlog, and
+   the numbers of changes
 """
 
 from __future__ import annotations
