@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Final
 
 import proxystash
 from proxystash_server.cache import L2BackendType
+from tests.support.scripts import run
 from tests.support.server import ServerProcess, running_server
 from tests.torture.histories import record
 from tests.torture.linearizability import Operation, check_history
@@ -98,6 +100,13 @@ def record_under_kills(
             killer.join()
             for connection in connections:
                 connection.close()
+        server.kill()
+        checked = run(
+            sys.executable,
+            *("-m", "proxystash_server", "check", directory / "data"),
+            env={"PROXYSTASH_L2_BACKEND": l2_backend},
+        )
+        assert checked.returncode == 0, checked.stdout + checked.stderr
     tally.add("operations", len(history))
     return history
 
