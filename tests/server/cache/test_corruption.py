@@ -181,7 +181,12 @@ def test_damaged_files_of_one_tier_cost_no_entry_that_the_other_tier_has(
         assert manager.get(key) is not None
     states = [tier.state for tier in manager.get_statistics().tiers]
     assert states == [TierState.ACTIVE] * 3
-    assert content_of(stash.reopen()) == {**CONTENT, "later": ("later", 0)}
+    manager = stash.reopen()
+    assert content_of(manager) == {**CONTENT, "later": ("later", 0)}
+    # Damage is found where it is read, here in whatever L2 has not been asked for yet.
+    for key in KEYS:
+        assert manager.get(key) is not None
+    stash.recover(manager)
 
 
 @pytest.mark.parametrize("lines", [1, 2, 3])
