@@ -187,7 +187,6 @@ class DiskTiers:
             return worked
         current = [key for key in held if not self.l2.has_missed(key)]
         outcome.held[self.l2.name] = len(current)
-        outcome.held_keys.update(current)
         return self.l2.write(self.l2.tier.apply, [Write(key, None) for key in held])
 
     def _held_by_l2(self, keys: Sequence[str]) -> list[str]:

@@ -32,7 +32,6 @@ class WriteOutcome:
     taken: bool = False
     stored_in: list[CacheTierType] = field(default_factory=list)
     held: dict[CacheTierType, int] = field(default_factory=dict)
-    held_keys: set[str] = field(default_factory=set)
     evicted: dict[CacheTierType, list[str]] = field(default_factory=dict)
 
 
@@ -163,7 +162,6 @@ class DiskLevel:
             if one.existed and not self.has_missed(write.key)
         }
         outcome.held[self.name] = outcome.held.get(self.name, 0) + len(held)
-        outcome.held_keys |= held
         outcome.evicted[self.name] = [key for one in applied for key in one.evicted]
         return True
 
