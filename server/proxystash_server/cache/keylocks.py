@@ -14,88 +14,127 @@ none of these three is waited for by a reader of another key.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 
-class _KeyLock:
-    __slots__ = ("lock", "users")
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.users = 0
-
-
 class KeyLocks:
-    """One mutex for every key in use, made when first wanted and dropped when nobody wants it any more.
+    """One mutex for every key in use, there from when it is first wanted until nobody wants it any more.
 
-    Not reentrant. `hold_all` waits until no key is held and keeps new holders out meanwhile.
+    Not reentrant. Who waits for a key gets it in the order of asking. `hold_all` waits until no key is held
+    and keeps new holders out meanwhile.
     """
 
     def __init__(self) -> None:
-        self._guard = threading.Condition(threading.Lock())
-        self._locks: dict[str, _KeyLock] = {}
+        self._guard = threading.Lock()
+        # Wakes those that wait for `hold_all` to begin or to end.
+        self._all_changed = threading.Condition(self._guard)
+        # Every key that is held, with those that wait for it: each sleeps on a lock of its own, and the key
+        # is its when that is released. Most keys have nobody waiting, and need no lock at all.
+        self._locks: dict[str, deque[threading.Lock] | None] = {}
         self._all_held = False
 
-    @contextmanager
-    def hold(self, key: str) -> Iterator[None]:
-        """Hold one key's lock."""
-        self._acquire(key)
-        try:
-            yield
-        finally:
-            self._release((key,))
+    def hold(self, key: str) -> Holding:
+        """Hold one key's lock, as a context."""
+        return Holding(self, (key,))
 
-    @contextmanager
-    def hold_many(self, keys: Iterable[str]) -> Iterator[list[str]]:
-        """Hold several keys' locks, taken in sorted order so that two such callers cannot deadlock.
+    def hold_many(self, keys: Iterable[str]) -> Holding:
+        """Hold several keys' locks, as a context that gives the keys.
 
-        Gives the keys.
+        They are taken all at once or in sorted order, so that two such callers cannot deadlock.
         """
-        held: list[str] = []
-        try:
-            for key in sorted(set(keys)):
-                # A holder of some keys must get the rest even while hold_all waits, or both would wait for
-                # ever.
-                self._acquire(key, admitted=bool(held))
-                held.append(key)
-            yield held
-        finally:
-            self._release(held)
+        return Holding(self, sorted(set(keys)))
 
     @contextmanager
     def hold_all(self) -> Iterator[None]:
         """Hold every key's lock, including those of keys not seen yet."""
         with self._guard:
             while self._all_held:
-                self._guard.wait()
+                self._all_changed.wait()
             self._all_held = True
             while self._locks:
-                self._guard.wait()
+                self._all_changed.wait()
         try:
             yield
         finally:
             with self._guard:
                 self._all_held = False
-                self._guard.notify_all()
+                self._all_changed.notify_all()
 
-    def _acquire(self, key: str, *, admitted: bool = False) -> None:
+    def acquire(self, keys: Sequence[str]) -> None:
+        """Take the locks of `keys`, which are sorted and each there once; waits."""
         with self._guard:
-            while self._all_held and not admitted:
-                self._guard.wait()
-            key_lock = self._locks.get(key)
-            if key_lock is None:
-                key_lock = self._locks[key] = _KeyLock()
-            key_lock.users += 1
-        key_lock.lock.acquire()
-
-    def _release(self, keys: Iterable[str]) -> None:
-        with self._guard:
+            while self._all_held:
+                self._all_changed.wait()
+            # The usual case: nobody has any of them.
+            if self._locks.keys().isdisjoint(keys):
+                self._locks.update(dict.fromkeys(keys))
+                return
+        taken = 0
+        try:
             for key in keys:
-                key_lock = self._locks[key]
-                key_lock.lock.release()
-                key_lock.users -= 1
-                if not key_lock.users:
-                    del self._locks[key]
-            if self._all_held and not self._locks:
-                self._guard.notify_all()
+                self._acquire_one(key, admitted=taken > 0)
+                taken += 1
+        except BaseException:
+            self.release(keys[:taken])
+            raise
+
+    def release(self, keys: Sequence[str]) -> None:
+        """Let go of the locks of `keys`; each goes to whoever has waited for it longest."""
+        with self._guard:
+            locks = self._locks
+            for key in keys:
+                waiting = locks[key]
+                if waiting:
+                    waiting.popleft().release()
+                else:
+                    del locks[key]
+            if self._all_held and not locks:
+                self._all_changed.notify_all()
+
+    def _acquire_one(self, key: str, *, admitted: bool) -> None:
+        with self._guard:
+            # A holder of some keys must get the rest even while hold_all waits, or both would wait for ever.
+            while self._all_held and not admitted:
+                self._all_changed.wait()
+            if key not in self._locks:
+                self._locks[key] = None
+                return
+            turn = threading.Lock()
+            turn.acquire()
+            waiting = self._locks[key]
+            if waiting is None:
+                waiting = self._locks[key] = deque()
+            waiting.append(turn)
+        try:
+            turn.acquire()
+        except BaseException:
+            self._stop_waiting(key, turn)
+            raise
+
+    def _stop_waiting(self, key: str, turn: threading.Lock) -> None:
+        with self._guard:
+            waiting = self._locks[key]
+            if waiting and turn in waiting:
+                waiting.remove(turn)
+                return
+        # It was handed over in the same moment.
+        self.release((key,))
+
+
+class Holding:
+    """The locks of some keys, held inside a `with` block, which gives the keys."""
+
+    __slots__ = ("_keys", "_locks")
+
+    def __init__(self, locks: KeyLocks, keys: Sequence[str]) -> None:
+        self._locks = locks
+        self._keys = keys
+
+    def __enter__(self) -> Sequence[str]:
+        self._locks.acquire(self._keys)
+        return self._keys
+
+    def __exit__(self, *_error: object) -> None:
+        self._locks.release(self._keys)
