@@ -9,7 +9,7 @@ from proxystash_server.cache.config import (
     L2BackendType,
 )
 from proxystash_server.cache.credentials import CredentialEncryptor
-from proxystash_server.cache.entry import CacheEntry
+from proxystash_server.cache.entry import CacheEntry, keep_encoded
 from proxystash_server.cache.errors import (
     CacheClosedError,
     CacheError,
@@ -61,4 +61,5 @@ __all__ = [
     "TierState",
     "TierStatistics",
     "check_key",
+    "keep_encoded",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from proxystash_server.cache.entry import CacheEntry
@@ -60,6 +61,16 @@ class AccessLog:
             self._waiting[key] = entry
             self._waiting.move_to_end(key)
             self._has_uses = True
+
+    def record_uses(self, entries: Iterable[CacheEntry]) -> None:
+        """Note several entries, as `record_use` does."""
+        waiting = self._waiting
+        with self._lock:
+            for entry in entries:
+                key = entry.key
+                waiting[key] = entry
+                waiting.move_to_end(key)
+                self._has_uses = True
 
     def record_demotion(self, entry: CacheEntry) -> None:
         """Note `entry` as it fell out of memory, which is no use of it."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields as dataclass_fields
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -55,12 +56,11 @@ def to_datetime(microseconds: int) -> datetime:
     return _EPOCH + timedelta(microseconds=microseconds)
 
 
-class _Fields:
-    """The storage of an entry, assignable; CacheEntry adds the lock on the door."""
+class _Content:
+    """What one write stored; shared by every state of use of its entry, and unchanged once it is shared."""
 
     __slots__ = (
-        "access_count",
-        "evicted_from_l1",
+        "encoded",
         "expires_at_us",
         "failure_count",
         "fetch_time_us",
@@ -68,7 +68,6 @@ class _Fields:
         "health_status",
         "key",
         "labels",
-        "last_accessed_us",
         "password",
         "proxy_url",
         "sealed",
@@ -84,20 +83,35 @@ class _Fields:
     source: str
     fetch_time_us: int
     expires_at_us: int
-    last_accessed_us: int
-    access_count: int
     health_status: HealthStatus
     failure_count: int
-    evicted_from_l1: bool
     health_monitoring: HealthMonitoring | None
     labels: Mapping[str, str]
     # The credentials as they stand on disk, once they have been there, so that no tier seals them twice.
     sealed: bytes | None
     # Names the write that stored this content; access counts of an earlier write never reach a later one.
     version: int
+    # Room for the content as an answer of the service, which is built once; see `keep_encoded`.
+    encoded: bytes | None
 
 
-class CacheEntry(_Fields):
+class _Use:
+    """The storage of an entry, assignable; CacheEntry adds the lock on the door."""
+
+    __slots__ = ("access_count", "content", "evicted_from_l1", "last_accessed_us")
+
+    content: _Content
+    access_count: int
+    last_accessed_us: int
+    evicted_from_l1: bool
+
+
+def _shared(name: str) -> Any:  # noqa: ANN401 -- each attribute has a type of its own
+    """A read-only attribute of an entry that is its content's."""
+    return property(attrgetter(f"content.{name}"))
+
+
+class CacheEntry(_Use):
     """One cached proxy.
 
     Made by keyword, like proxywhirl's, from datetimes; times are kept as integer microseconds since the epoch
@@ -109,6 +123,21 @@ class CacheEntry(_Fields):
     """
 
     __slots__ = ()
+
+    key: str = _shared("key")
+    proxy_url: str = _shared("proxy_url")
+    username: SecretStr | None = _shared("username")
+    password: SecretStr | None = _shared("password")
+    source: str = _shared("source")
+    fetch_time_us: int = _shared("fetch_time_us")
+    expires_at_us: int = _shared("expires_at_us")
+    health_status: HealthStatus = _shared("health_status")
+    failure_count: int = _shared("failure_count")
+    health_monitoring: HealthMonitoring | None = _shared("health_monitoring")
+    labels: Mapping[str, str] = _shared("labels")
+    sealed: bytes | None = _shared("sealed")
+    version: int = _shared("version")
+    encoded: bytes | None = _shared("encoded")
 
     def __init__(
         self,
@@ -161,7 +190,7 @@ class CacheEntry(_Fields):
             health_monitoring=health_monitoring,
             labels=labels or NO_LABELS,
         )
-        for name in _Fields.__slots__:
+        for name in _Use.__slots__:
             object.__setattr__(self, name, getattr(made, name))
 
     @property
@@ -257,8 +286,14 @@ class CacheEntry(_Fields):
         )
 
     def _public(self) -> tuple[object, ...]:
-        names = (name for name in _Fields.__slots__ if name not in ("labels", "sealed", "version"))
-        return (*(getattr(self, name) for name in names), dict(self.labels))
+        return (*(getattr(self, name) for name in _COMPARED), dict(self.labels))
+
+
+_COMPARED: Final = tuple(
+    name
+    for name in (*_Content.__slots__, *_Use.__slots__)
+    if name not in ("content", "encoded", "labels", "sealed", "version")
+)
 
 
 def make_entry(
@@ -288,24 +323,22 @@ def make_entry(
     check_fetch_time(fetch_time_us)
     check_failure_count(failure_count)
     check_uses(access_count, last_accessed_us)
-    entry = _Fields()
-    entry.key = key
-    entry.proxy_url = address.url
-    entry.username = checked_credential("username", username, address.username)
-    entry.password = checked_credential("password", password, address.password)
-    entry.source = source
-    entry.fetch_time_us = fetch_time_us
-    entry.expires_at_us = expires_at_us
-    entry.last_accessed_us = last_accessed_us
-    entry.access_count = access_count
-    entry.health_status = health_status
-    entry.failure_count = failure_count
-    entry.evicted_from_l1 = evicted_from_l1
-    entry.health_monitoring = None if health_monitoring is None else checked_monitoring(health_monitoring)
-    entry.labels = checked_labels(labels) if labels else NO_LABELS
-    entry.sealed = None
-    entry.version = 0
-    return _close(entry)
+    content = _Content()
+    content.key = key
+    content.proxy_url = address.url
+    content.username = checked_credential("username", username, address.username)
+    content.password = checked_credential("password", password, address.password)
+    content.source = source
+    content.fetch_time_us = fetch_time_us
+    content.expires_at_us = expires_at_us
+    content.health_status = health_status
+    content.failure_count = failure_count
+    content.health_monitoring = None if health_monitoring is None else checked_monitoring(health_monitoring)
+    content.labels = checked_labels(labels) if labels else NO_LABELS
+    content.sealed = None
+    content.version = 0
+    content.encoded = None
+    return _entry(content, access_count, last_accessed_us, evicted_from_l1)
 
 
 def restore_entry(
@@ -327,93 +360,98 @@ def restore_entry(
     version: int,
 ) -> CacheEntry:
     """An entry as a tier stored it. Not checked again: tiers prove their records with checksums."""
-    entry = _Fields()
-    entry.key = key
-    entry.proxy_url = proxy_url
-    entry.username = None if username is None else SecretStr(username)
-    entry.password = None if password is None else SecretStr(password)
-    entry.source = source
-    entry.fetch_time_us = fetch_time_us
-    entry.expires_at_us = expires_at_us
-    entry.last_accessed_us = last_accessed_us
-    entry.access_count = access_count
-    entry.health_status = _HEALTH_STATUSES[health_status]
-    entry.failure_count = failure_count
-    entry.evicted_from_l1 = evicted_from_l1
-    entry.health_monitoring = health_monitoring
-    entry.labels = MappingProxyType(dict(labels)) if labels else NO_LABELS
-    entry.sealed = sealed
-    entry.version = version
-    return _close(entry)
+    content = _Content()
+    content.key = key
+    content.proxy_url = proxy_url
+    content.username = None if username is None else SecretStr(username)
+    content.password = None if password is None else SecretStr(password)
+    content.source = source
+    content.fetch_time_us = fetch_time_us
+    content.expires_at_us = expires_at_us
+    content.health_status = _HEALTH_STATUSES[health_status]
+    content.failure_count = failure_count
+    content.health_monitoring = health_monitoring
+    content.labels = MappingProxyType(dict(labels)) if labels else NO_LABELS
+    content.sealed = sealed
+    content.version = version
+    content.encoded = None
+    return _entry(content, access_count, last_accessed_us, evicted_from_l1)
 
 
 def accessed(entry: CacheEntry, now_us: int) -> CacheEntry:
     """`entry` after one more use, back in memory. On the path of every hit."""
-    used = _copy(entry)
-    used.access_count = entry.access_count + 1
-    used.last_accessed_us = now_us
-    used.evicted_from_l1 = False
-    return _close(used)
+    return _entry(entry.content, entry.access_count + 1, now_us, False)
 
 
 def with_access(
     entry: CacheEntry, access_count: int, last_accessed_us: int, evicted_from_l1: bool
 ) -> CacheEntry:
     """`entry` with other access facts."""
-    changed = _copy(entry)
-    changed.access_count = access_count
-    changed.last_accessed_us = last_accessed_us
-    changed.evicted_from_l1 = evicted_from_l1
-    return _close(changed)
+    return _entry(entry.content, access_count, last_accessed_us, evicted_from_l1)
 
 
 def with_health(entry: CacheEntry, health_status: HealthStatus, failure_count: int) -> CacheEntry:
     """`entry` with another health status and failure count."""
-    changed = _copy(entry)
-    changed.health_status = health_status
-    changed.failure_count = failure_count
-    return _close(changed)
+    content = _copy_of_content(entry)
+    content.health_status = health_status
+    content.failure_count = failure_count
+    return _with_content(entry, content)
 
 
 def stamped(
     entry: CacheEntry, key: str, version: int, failure_count: int, sealed: bytes | None
 ) -> CacheEntry:
     """`entry` as the write numbered `version` is about to store it under `key`."""
-    changed = _copy(entry)
-    changed.key = key
-    changed.version = version
-    changed.failure_count = failure_count
-    changed.sealed = sealed
-    return _close(changed)
+    content = _copy_of_content(entry)
+    content.key = key
+    content.version = version
+    content.failure_count = failure_count
+    content.sealed = sealed
+    return _with_content(entry, content)
 
 
-def _copy(entry: CacheEntry) -> _Fields:
-    # Written out: a loop over the slots takes four times as long, and every hit makes a copy.
-    copy = _Fields()
-    copy.key = entry.key
-    copy.proxy_url = entry.proxy_url
-    copy.username = entry.username
-    copy.password = entry.password
-    copy.source = entry.source
-    copy.fetch_time_us = entry.fetch_time_us
-    copy.expires_at_us = entry.expires_at_us
-    copy.last_accessed_us = entry.last_accessed_us
-    copy.access_count = entry.access_count
-    copy.health_status = entry.health_status
-    copy.failure_count = entry.failure_count
-    copy.evicted_from_l1 = entry.evicted_from_l1
-    copy.health_monitoring = entry.health_monitoring
-    copy.labels = entry.labels
-    copy.sealed = entry.sealed
-    copy.version = entry.version
+def keep_encoded(entry: CacheEntry, encoded: bytes) -> None:
+    """Keep `encoded`, made of the content alone, as `entry.encoded` for as long as that content is held.
+
+    Threads may do so at the same time, with equal bytes.
+    """
+    entry.content.encoded = encoded
+
+
+def _copy_of_content(entry: CacheEntry) -> _Content:
+    # Written out: a loop over the slots takes four times as long.
+    content, copy = entry.content, _Content()
+    copy.key = content.key
+    copy.proxy_url = content.proxy_url
+    copy.username = content.username
+    copy.password = content.password
+    copy.source = content.source
+    copy.fetch_time_us = content.fetch_time_us
+    copy.expires_at_us = content.expires_at_us
+    copy.health_status = content.health_status
+    copy.failure_count = content.failure_count
+    copy.health_monitoring = content.health_monitoring
+    copy.labels = content.labels
+    copy.sealed = content.sealed
+    copy.version = content.version
+    copy.encoded = None
     return copy
 
 
-def _close(fields: _Fields) -> CacheEntry:
-    # Both classes have the same layout, so filling the open one and changing its class costs a tenth of going
-    # through object.__setattr__ sixteen times.
-    fields.__class__ = CacheEntry
-    return fields  # type: ignore[return-value]  # mypy cannot follow the line above
+def _with_content(entry: CacheEntry, content: _Content) -> CacheEntry:
+    return _entry(content, entry.access_count, entry.last_accessed_us, entry.evicted_from_l1)
+
+
+def _entry(content: _Content, access_count: int, last_accessed_us: int, evicted_from_l1: bool) -> CacheEntry:
+    use = _Use()
+    use.content = content
+    use.access_count = access_count
+    use.last_accessed_us = last_accessed_us
+    use.evicted_from_l1 = evicted_from_l1
+    # Both classes have the same layout, so filling the open one and changing its class costs a fraction of
+    # going through object.__setattr__ for each.
+    use.__class__ = CacheEntry
+    return use  # type: ignore[return-value]  # mypy cannot follow the line above
 
 
 _HEALTH_STATUSES: Final = {status.value: status for status in HealthStatus}

@@ -169,25 +169,12 @@ class StatisticsRecorder:
         self._lock = threading.Lock()
         self._started_at_us = started_at_us
         self._tiers = {tier: _TierCounters(monotonic) for tier in CacheTierType}
-        self._l1 = self._tiers[CacheTierType.L1]
-        self._hits = self._misses = self._promotions = self._demotions = self._removals = 0
-
-    def record_l1_hit(self, started_ns: int) -> None:
-        """A lookup that L1 answered, begun at `started_ns` of the performance counter.
-
-        This is the case that must be cheap, so only one duration in sixteen is counted.
-        """
-        with self._lock:
-            self._hits += 1
-            self._l1.hits += 1
-            sampled = self._l1.hits & 15 == 1
-        if sampled:
-            self._l1.read_latency.record(time.perf_counter_ns() - started_ns)
+        self._misses = self._promotions = self._demotions = self._removals = 0
 
     def record_lookup(
         self, hit: CacheTierType | None, missed: Iterable[CacheTierType], promotions: int
     ) -> None:
-        """A lookup.
+        """A lookup that L1 could not answer: those that it can, it counts itself.
 
         The tier that answered it, those that could not, and the copies it made into faster tiers.
         """
@@ -195,7 +182,6 @@ class StatisticsRecorder:
             if hit is None:
                 self._misses += 1
             else:
-                self._hits += 1
                 self._tiers[hit].hits += 1
             for tier in missed:
                 self._tiers[tier].misses += 1
@@ -231,21 +217,23 @@ class StatisticsRecorder:
         return counters.read_latency if kind == "read" else counters.write_latency
 
     def snapshot(
-        self, observed_at_us: int, facts: dict[CacheTierType, TierFacts], entries: int
+        self, observed_at_us: int, facts: dict[CacheTierType, TierFacts], entries: int, l1_hits: int
     ) -> CacheStatistics:
-        """Everything counted so far, at one instant."""
+        """Everything counted so far, at one instant; `l1_hits` is what L1 has counted."""
         latencies = {
             tier: (counters.read_latency.summary(), counters.write_latency.summary())
             for tier, counters in self._tiers.items()
         }
         with self._lock:
+            hits = {tier: counters.hits for tier, counters in self._tiers.items()}
+            hits[CacheTierType.L1] = l1_hits
             tiers = {
                 f"{tier}_stats": TierStatistics(
                     backend=facts[tier].backend,
                     state=facts[tier].state,
                     entries=facts[tier].entries,
                     max_entries=facts[tier].max_entries,
-                    hits=counters.hits,
+                    hits=hits[tier],
                     misses=counters.misses,
                     evictions_capacity=counters.evictions[EvictionCause.CAPACITY],
                     evictions_ttl=counters.evictions[EvictionCause.TTL],
@@ -261,7 +249,7 @@ class StatisticsRecorder:
                 {
                     "observed_at_us": observed_at_us,
                     "started_at_us": self._started_at_us,
-                    "hits": self._hits,
+                    "hits": sum(hits.values()),
                     "misses": self._misses,
                     "entries": entries,
                     "promotions": self._promotions,
@@ -275,8 +263,10 @@ class StatisticsRecorder:
 class SilentStatistics(StatisticsRecorder):
     """Counts nothing: what `enable_statistics = False` asks for."""
 
-    def record_l1_hit(self, started_ns: int) -> None:
-        pass
+    def snapshot(
+        self, observed_at_us: int, facts: dict[CacheTierType, TierFacts], entries: int, l1_hits: int
+    ) -> CacheStatistics:
+        return super().snapshot(observed_at_us, facts, entries, 0)
 
     def record_lookup(
         self, hit: CacheTierType | None, missed: Iterable[CacheTierType], promotions: int

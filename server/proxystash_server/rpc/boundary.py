@@ -89,7 +89,9 @@ class ErrorBoundary(grpc.ServerInterceptor):
             if hasattr(behavior, name):
                 setattr(guarded, name, getattr(behavior, name))
         return make(
-            guarded, request_deserializer=read_request, response_serializer=handler.response_serializer
+            guarded,
+            request_deserializer=read_request,
+            response_serializer=_unless_serialized(handler.response_serializer),
         )
 
     def _guard(self, method: str, behavior: Behavior) -> Behavior:
@@ -152,6 +154,17 @@ def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], A
             return _UNREADABLE
 
     return read_request
+
+
+def _unless_serialized(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes] | None:
+    """`serialize`, but passing on what a handler has serialized itself."""
+    if serialize is None:
+        return None
+
+    def write_response(response: Any) -> bytes:  # noqa: ANN401 - see Behavior
+        return response if type(response) is bytes else serialize(response)
+
+    return write_response
 
 
 def _shape_of(handler: Handler) -> tuple[Callable[..., Handler], Behavior]:

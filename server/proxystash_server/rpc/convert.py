@@ -44,7 +44,7 @@ _HEALTH_TO_MESSAGE: Final[Mapping[HealthStatus, pb.HealthStatus.ValueType]] = {
 _HEALTH_FROM_MESSAGE: Final[Mapping[int, HealthStatus]] = {
     number: status for status, number in _HEALTH_TO_MESSAGE.items()
 }
-_TIER_TO_MESSAGE: Final[Mapping[CacheTierType, pb.Tier.ValueType]] = {
+TIER_TO_MESSAGE: Final[Mapping[CacheTierType, pb.Tier.ValueType]] = {
     CacheTierType.L1: pb.TIER_L1,
     CacheTierType.L2: pb.TIER_L2,
     CacheTierType.L3: pb.TIER_L3,
@@ -145,30 +145,44 @@ def read_filter(message: pb.ListFilter) -> EntryFilter:
 def fill_entry(message: pb.CacheEntry, entry: CacheEntry) -> None:
     """Write `entry` into an empty message, credentials included."""
     fill_public_entry(message, entry)
+    _fill_credentials(message, entry)
+
+
+def fill_public_entry(message: pb.CacheEntry, entry: CacheEntry) -> None:
+    """Write all of `entry` but its credentials into an empty message."""
+    _fill_public_content(message, entry)
+    fill_timestamp(message.last_accessed, entry.last_accessed_us)
+    message.access_count = entry.access_count
+    if entry.evicted_from_l1:
+        message.evicted_from_l1 = True
+
+
+def fill_content(message: pb.CacheEntry, entry: CacheEntry) -> None:
+    """Write what is the same after every use of `entry` into an empty message, credentials included."""
+    _fill_public_content(message, entry)
+    _fill_credentials(message, entry)
+
+
+def _fill_credentials(message: pb.CacheEntry, entry: CacheEntry) -> None:
     if entry.username is not None:
         message.username = entry.username.get_secret_value()
     if entry.password is not None:
         message.password = entry.password.get_secret_value()
 
 
-def fill_public_entry(message: pb.CacheEntry, entry: CacheEntry) -> None:
-    """Write all of `entry` but its credentials into an empty message."""
+def _fill_public_content(message: pb.CacheEntry, entry: CacheEntry) -> None:
     message.key = entry.key
     message.proxy_url = entry.proxy_url
     if entry.source:
         message.source = entry.source
     fill_timestamp(message.fetch_time, entry.fetch_time_us)
     fill_timestamp(message.expires_at, entry.expires_at_us)
-    fill_timestamp(message.last_accessed, entry.last_accessed_us)
     ttl = message.ttl
     ttl.seconds, microseconds = divmod(entry.ttl_us, 1_000_000)
     ttl.nanos = microseconds * 1000
-    message.access_count = entry.access_count
     message.health_status = _HEALTH_TO_MESSAGE[entry.health_status]
     if entry.failure_count:
         message.failure_count = entry.failure_count
-    if entry.evicted_from_l1:
-        message.evicted_from_l1 = True
     if entry.health_monitoring is not None:
         _fill_monitoring(message.health_monitoring, entry.health_monitoring)
     if entry.labels:
@@ -183,7 +197,7 @@ def fill_timestamp(message: Timestamp, microseconds: int) -> None:
 
 def tier_number(tier: CacheTierType) -> pb.Tier.ValueType:
     """The contract's number for a tier."""
-    return _TIER_TO_MESSAGE[tier]
+    return TIER_TO_MESSAGE[tier]
 
 
 def health_status_number(status: HealthStatus) -> pb.HealthStatus.ValueType:

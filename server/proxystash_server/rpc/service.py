@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import grpc
@@ -13,10 +14,9 @@ from proxystash_server.cache import (
     CacheManager,
     CacheTierType,
     InvalidEntryError,
-    Lookup,
     check_key,
 )
-from proxystash_server.rpc import convert
+from proxystash_server.rpc import convert, encoding
 from proxystash_server.rpc.errors import NO_TIER_AVAILABLE, Reason, RequestError, invalid, refusal_of
 from proxystash_server.rpc.paging import make_page_token, read_page_token
 from proxystash_server.rpc.stats_hub import StatsHub
@@ -43,26 +43,23 @@ class CacheService(pb_grpc.CacheServiceServicer):
         self._manager = manager
         self.stats_hub = StatsHub(self._snapshot, sender, max_subscribers=max_subscribers)
 
-    def Get(self, request: pb.GetRequest, context: grpc.ServicerContext) -> pb.GetResponse:
-        check_key(request.key)
-        response = pb.GetResponse()
-        _fill_lookup(response, self._manager.lookup(request.key))
-        return response
+    def Get(  # type: ignore[override]  # answers what is serialized already
+        self, request: pb.GetRequest, context: grpc.ServicerContext
+    ) -> bytes:
+        return encoding.get_response(self._manager.lookup(request.key))
 
-    def BatchGet(self, request: pb.BatchGetRequest, context: grpc.ServicerContext) -> pb.BatchGetResponse:
+    def BatchGet(  # type: ignore[override]  # as above
+        self, request: pb.BatchGetRequest, context: grpc.ServicerContext
+    ) -> bytes:
         if len(request.keys) > MAX_BATCH:
             raise _too_many("keys", len(request.keys), Reason.TOO_MANY_KEYS)
         keys = list(request.keys)
-        for place, key in enumerate(keys):
-            try:
-                check_key(key)
-            except InvalidEntryError as error:
-                raise invalid(f"keys[{place}]", error.reason, str(error)) from None
-        response = pb.BatchGetResponse()
-        add_result = response.results.add
-        for lookup in self._manager.lookup_many(keys):
-            _fill_lookup(add_result(), lookup)
-        return response
+        try:
+            lookups = self._manager.lookup_many(keys)
+        except InvalidEntryError:
+            _check_keys(keys)
+            raise
+        return encoding.batch_get_response(lookups)
 
     def Put(self, request: pb.PutRequest, context: grpc.ServicerContext) -> pb.PutResponse:
         if not request.HasField("entry"):
@@ -163,10 +160,12 @@ class CacheService(pb_grpc.CacheServiceServicer):
         return convert.statistics_message(self._manager.get_statistics(), subscribers)
 
 
-def _fill_lookup(response: pb.GetResponse, lookup: Lookup) -> None:
-    if lookup.entry is not None and lookup.served_by is not None:
-        convert.fill_entry(response.entry, lookup.entry)
-        response.served_by = convert.tier_number(lookup.served_by)
+def _check_keys(keys: Sequence[str]) -> None:
+    for place, key in enumerate(keys):
+        try:
+            check_key(key)
+        except InvalidEntryError as error:
+            raise invalid(f"keys[{place}]", error.reason, str(error)) from None
 
 
 def _fill_stored(response: pb.PutResponse, entry: CacheEntry, tiers: tuple[CacheTierType, ...]) -> None:

@@ -469,7 +469,7 @@ def test_a_credential_that_cannot_be_opened_is_a_corrupt_record(
     put(tier, stored("sound", username="u", password="p"))
     foreign = CredentialEncryptor().seal(everything_set().username, everything_set().password)
     entry = everything_set()
-    object.__setattr__(entry, "sealed", foreign)
+    entry.content.sealed = foreign
     put(tier, entry)
     assert tier.get("full") is None
     assert len(corruptions) == 1

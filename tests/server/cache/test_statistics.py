@@ -274,13 +274,12 @@ def test_the_recorder_keeps_events_apart() -> None:
     recorder = StatisticsRecorder(START_US, FakeMonotonic())
     recorder.record_lookup(L3, [L1, L2], promotions=2)
     recorder.record_lookup(None, [L1, L2, L3], promotions=0)
-    recorder.record_l1_hit(0)
     recorder.record_evictions(EvictionCause.CAPACITY, {L1: 2, L2: 1}, demotions=2)
     recorder.record_evictions(EvictionCause.CORRUPTION, {L3: 1})
     recorder.record_removals(4)
     recorder.record_error(L2)
     facts = {tier: TierFacts("backend", TierState.ACTIVE, 3, 0) for tier in CacheTierType}
-    snapshot = recorder.snapshot(START_US, facts, 3)
+    snapshot = recorder.snapshot(START_US, facts, 3, l1_hits=1)
     assert (snapshot.hits, snapshot.misses, snapshot.promotions) == (2, 1, 2)
     assert (snapshot.demotions, snapshot.removals) == (2, 4)
     assert [(tier.hits, tier.misses) for tier in snapshot.tiers] == [(1, 2), (0, 2), (1, 1)]

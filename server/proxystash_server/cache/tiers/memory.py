@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import heapq
 import threading
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 from proxystash_server.cache.access_log import AccessLog
 from proxystash_server.cache.config import CacheTierConfig, CacheTierType
 from proxystash_server.cache.entry import CacheEntry, Clock, accessed, wall_clock, with_access
 from proxystash_server.cache.eviction import make_policy
 from proxystash_server.cache.tiers.base import CacheTier, EntryFilter
+
+# A batch lets others in between so many keys.
+_KEYS_PER_HOLD: Final = 100
 
 
 class MemoryCacheTier(CacheTier):
@@ -33,6 +38,12 @@ class MemoryCacheTier(CacheTier):
         self._lock = threading.Lock()
         self._entries: dict[str, CacheEntry] = {}
         self._policy = make_policy(config.eviction_policy)
+        self._hits = 0
+
+    @property
+    def hits(self) -> int:
+        """How many lookups this tier has answered."""
+        return self._hits
 
     def hit(self, key: str, now_us: int) -> CacheEntry | None:
         """The live entry after one more use, or None if it is absent or expired."""
@@ -43,7 +54,33 @@ class MemoryCacheTier(CacheTier):
             entry = self._entries[key] = accessed(entry, now_us)
             self._policy.record_access(key, entry.access_count)
             self._access_log.record_use(entry)
+            self._hits += 1
             return entry
+
+    def hit_many(self, keys: Sequence[str], now_us: int) -> list[CacheEntry | None]:
+        """`hit` of each key, in order."""
+        found: list[CacheEntry | None] = []
+        entries, record_access = self._entries, self._policy.record_access
+        for start in range(0, len(keys), _KEYS_PER_HOLD):
+            used: list[CacheEntry] = []
+            with self._lock:
+                for key in keys[start : start + _KEYS_PER_HOLD]:
+                    entry = entries.get(key)
+                    if entry is None or entry.expires_at_us <= now_us:
+                        found.append(None)
+                        continue
+                    entry = entries[key] = accessed(entry, now_us)
+                    record_access(key, entry.access_count)
+                    used.append(entry)
+                    found.append(entry)
+                self._access_log.record_uses(used)
+                self._hits += len(used)
+        return found
+
+    def absent(self, keys: Iterable[str]) -> list[str]:
+        """Those of `keys` that are not held."""
+        entries = self._entries
+        return [key for key in keys if key not in entries]
 
     def get(self, key: str) -> CacheEntry | None:
         return self._entries.get(key)
