@@ -59,7 +59,19 @@ venv() {
     fi
     python="$(find_python)"
     say "making $1 with $("$python" --version)"
-    "$python" -m venv --clear "$1"
-    "$1/bin/python" -m pip install --quiet --require-hashes --no-deps --only-binary :all: -r "$2"
-    stamp lock "$1" "$2"
+    # One chain, so that it also stops where a caller goes on after a failure.
+    "$python" -m venv --clear "$1" \
+        && "$1/bin/python" -m pip install --quiet --require-hashes --no-deps --only-binary :all: -r "$2" \
+        && stamp lock "$1" "$2"
+}
+
+# editable DIR: installs both distributions into DIR from this tree, unless that was done.
+editable() {
+    local broken
+    if stamped editable "$1" pyproject.toml clients/python/pyproject.toml; then
+        return
+    fi
+    "$1/bin/python" -m pip install --quiet --no-index --no-deps --no-build-isolation -e clients/python -e .
+    broken="$("$1/bin/python" -m pip check)" || die "$broken"
+    stamp editable "$1" pyproject.toml clients/python/pyproject.toml
 }

@@ -20,6 +20,8 @@ OTHER_LOCKS = [
     ROOT / "scripts/tools/buf/package-lock.json",
     ROOT / "scripts/tools/grpcurl/go.mod",
     ROOT / "scripts/tools/grpcurl/go.sum",
+    ROOT / "scripts/tools/ghz/go.mod",
+    ROOT / "scripts/tools/ghz/go.sum",
 ]
 # Two distributions share the package `google`.
 GOOGLE = {"google.protobuf": "protobuf", "google.rpc": "googleapis-common-protos"}
@@ -64,6 +66,8 @@ def asked() -> list[tuple[str, str]]:
         *(("dev.txt", requirement) for requirement in server["build-system"]["requires"]),
         *(("generate.txt", requirement) for requirement in groups["generate"]),
         *(("lock.txt", requirement) for requirement in groups["lock"]),
+        *(("bench.txt", requirement) for requirement in [*runtime, *groups["bench"]]),
+        *(("bench-proxywhirl.txt", requirement) for requirement in groups["bench-proxywhirl"]),
     ]
 
 
@@ -76,10 +80,11 @@ def test_the_lock_pins_a_version_that_is_asked_for(lock: str, requirement: str) 
     assert wanted.specifier.contains(pinned[canonicalize_name(wanted.name)]), "run scripts/lock"
 
 
-def test_development_runs_on_the_versions_that_are_deployed() -> None:
+@pytest.mark.parametrize("lock", ["dev.txt", "bench.txt"])
+def test_development_and_benchmark_run_on_the_versions_that_are_deployed(lock: str) -> None:
     runtime = pins(ROOT / "requirements/runtime.txt")
 
-    assert runtime.items() <= pins(ROOT / "requirements/dev.txt").items()
+    assert runtime.items() <= pins(ROOT / "requirements" / lock).items()
 
 
 @pytest.mark.parametrize("lock", REQUIREMENTS, ids=lambda path: path.name)

@@ -37,7 +37,7 @@ def no_node_no_go(tmp_path: Path) -> str:
 def test_the_scripts_every_project_has_are_here() -> None:
     names = {path.name for path in SCRIPTS if path.parent == ROOT / "scripts"}
 
-    assert names >= {"bootstrap", "server", "test", "check", "generate", "lock"}
+    assert names >= {"bootstrap", "server", "test", "check", "generate", "lock", "bench"}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -88,10 +88,11 @@ def test_without_node_and_go_the_tools_are_skipped_aloud(checkout: Path, no_node
     assert [line.split(",")[0] for line in result.stderr.splitlines()] == [
         "install: skipped: buf",
         "install: skipped: grpcurl",
+        "install: skipped: ghz",
     ]
 
 
-@pytest.mark.parametrize("tool", ["buf", "grpcurl"])
+@pytest.mark.parametrize("tool", ["buf", "grpcurl", "ghz"])
 def test_without_node_or_go_ci_fails(checkout: Path, no_node_no_go: str, tool: str) -> None:
     result = run(checkout / "scripts/tools/install", tool, env={"PATH": no_node_no_go, "CI": "true"})
 

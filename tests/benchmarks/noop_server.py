@@ -1,0 +1,57 @@
+"""A server like ours with a service that does nothing: the ceiling of this stack.
+
+As a program, `python -m tests.benchmarks.noop_server THREADS ANSWERS`, it serves the prebuilt answers that it
+finds in the folder ANSWERS, one file for each method, and prints its address.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+import grpc
+from google.protobuf.message import Message
+
+from proxystash.v1 import cache_service_pb2 as pb
+from proxystash.v1 import cache_service_pb2_grpc as pb_grpc
+
+ANSWERS: Final[dict[str, type[Message]]] = {
+    "Get": pb.GetResponse,
+    "BatchGet": pb.BatchGetResponse,
+    "Put": pb.PutResponse,
+    "BatchPut": pb.BatchPutResponse,
+}
+
+
+class NoopService(pb_grpc.CacheServiceServicer):
+    """Answers each method with one message, made once."""
+
+    def __init__(self, answers: Path) -> None:
+        for method, kind in ANSWERS.items():
+            path = answers / method
+            if path.exists():
+                setattr(self, method, _answering(kind.FromString(path.read_bytes())))
+
+
+def _answering(answer: Message) -> object:
+    def handle(request: Message, context: grpc.ServicerContext) -> Message:
+        return answer
+
+    return handle
+
+
+def main(threads: int, answers: Path) -> None:
+    """Serve until the process is told to stop."""
+    server = grpc.server(ThreadPoolExecutor(threads), options=[("grpc.so_reuseport", 0)])
+    pb_grpc.add_CacheServiceServicer_to_server(NoopService(answers), server)  # type: ignore[abstract]  # what is not called needs no answer
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    print(f"127.0.0.1:{port}", flush=True)
+    threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,56 @@
+"""The table of a run, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tests.benchmarks.results import Goal, Result, State
+
+HEADINGS = ("what", "against", "how", "goal", "measured", "rounds", "")
+
+
+def table(results: Sequence[Result]) -> str:
+    """A Markdown table, its columns aligned so that it also reads well in a terminal."""
+    lines = [HEADINGS, *map(_cells, results)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
+    rendered = [_line(line, widths) for line in lines]
+    rendered.insert(1, "| " + " | ".join("-" * max(3, width) for width in widths) + " |")
+    return "\n".join(rendered)
+
+
+def number(value: float, unit: str) -> str:
+    """A figure with as many digits as mean something."""
+    size = abs(value)
+    text = f"{value:,.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.2f}"
+    return f"{text}×" if unit == "×" else f"{text} {unit}"
+
+
+def goal_text(goal: Goal | None, unit: str) -> str:
+    """The bound, as the design has it."""
+    if goal is None:
+        return "–"
+    bound = f"{goal.bound:g}×" if unit == "×" else f"{goal.bound:g} {unit}"
+    return f"{'≥' if goal.at_least else '≤'} {bound}"
+
+
+def summary(results: Sequence[Result]) -> str:
+    """How many rows ended how."""
+    counts = [(state, sum(result.state is state for result in results)) for state in State]
+    return ", ".join(f"{count} {state}" for state, count in counts if count)
+
+
+def _cells(result: Result) -> tuple[str, ...]:
+    row, measured = result.row, result.measurement
+    facts = (row.what, row.against, row.how, goal_text(row.goal, row.unit))
+    if measured is None:
+        return (*facts, "", "", f"cannot run: {result.reason}")
+    found = measured.spread
+    rounds = f"{number(found.low, row.unit)} .. {number(found.high, row.unit)}"
+    state = "" if row.goal is None else str(result.state)
+    remark = "; ".join(text for text in (state, measured.remark) if text)
+    return (*facts, number(found.value, row.unit), rounds, remark)
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = (cell.ljust(max(3, width)) for cell, width in zip(cells, widths, strict=True))
+    return "| " + " | ".join(padded) + " |"
