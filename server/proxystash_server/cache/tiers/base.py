@@ -234,6 +234,15 @@ class DurableTier(CacheTier):
     def delete(self, key: str) -> bool:
         return self.apply([Write(key, None)])[0].existed
 
+    def get_many(self, keys: Iterable[str]) -> dict[str, CacheEntry]:
+        """The entries of those of `keys` that are held, as `get` gives them."""
+        found = ((key, self.get(key)) for key in keys)
+        return {key: entry for key, entry in found if entry is not None}
+
+    def held_of(self, keys: Iterable[str]) -> list[str]:
+        """Those of `keys` that are held, also if their records are damaged."""
+        return [key for key in keys if key in self]
+
     def has_room_for(self, entries: int) -> bool:
         """Whether so many new keys would make no other go."""
         return self.config.max_entries is None or self.size() + entries <= self.config.max_entries

@@ -16,7 +16,7 @@ from proxystash_server.cache.config import CacheTierConfig, CacheTierType, Durab
 from proxystash_server.cache.credentials import CredentialEncryptor, UnreadableCredentialsError
 from proxystash_server.cache.entry import CacheEntry, Clock, wall_clock
 from proxystash_server.cache.errors import EncryptionKeyError, TierError, TierLostError
-from proxystash_server.cache.eviction import make_policy
+from proxystash_server.cache.eviction import EvictionPolicy, make_policy
 from proxystash_server.cache.group_commit import GroupCommit
 from proxystash_server.cache.killpoints import reach
 from proxystash_server.cache.tiers.base import (
@@ -28,9 +28,17 @@ from proxystash_server.cache.tiers.base import (
     Write,
 )
 from proxystash_server.cache.tiers.files import replace_file
+from proxystash_server.cache.tiers.jsonl_batch import Batch
 from proxystash_server.cache.tiers.jsonl_directory import SHARDS, JsonlDirectory
 from proxystash_server.cache.tiers.jsonl_load import in_order, load, shard_number
-from proxystash_server.cache.tiers.jsonl_record import read_entry, rewrite, touch_slot, write_body
+from proxystash_server.cache.tiers.jsonl_record import (
+    delete_body,
+    read_entry,
+    rewrite,
+    touch_body,
+    touch_slot,
+    write_body,
+)
 from proxystash_server.cache.tiers.jsonl_shard import (
     Compaction,
     Shard,
@@ -117,7 +125,10 @@ class JsonlCacheTier(DurableTier):
             self._size = 0
 
     def probe(self) -> None:
-        self._commits.submit(lambda dirty: (self._append(self._shard(EVERYTHING), {"op": "probe"}, dirty),))
+        def change(dirty: set[Shard]) -> None:
+            self._append(self._shard(EVERYTHING), {"op": "probe"}, dirty)
+
+        self._commits.submit(change)
 
     def stored_key_check(self) -> bytes | None:
         with _translated():
@@ -150,6 +161,13 @@ class JsonlCacheTier(DurableTier):
     @property
     def last_version(self) -> int:
         return self._last_version
+
+    def get_many(self, keys: Iterable[str]) -> dict[str, CacheEntry]:
+        return super().get_many(self.held_of(keys))
+
+    def held_of(self, keys: Iterable[str]) -> list[str]:
+        with self._lock:
+            return [key for key in keys if key in self._shard(key).index]
 
     def versions(self, keys: Sequence[str]) -> dict[str, int]:
         with self._lock:
@@ -219,7 +237,11 @@ class JsonlCacheTier(DurableTier):
         bodies = [write_body(write, self.encryptor) for write in writes]
 
         def change(dirty: set[Shard]) -> list[Applied]:
-            return [self._apply_one(write, body, dirty) for write, body in zip(writes, bodies, strict=True)]
+            batch = Batch()
+            pairs = zip(writes, bodies, strict=True)
+            applied = [self._apply_one(write, body, batch) for write, body in pairs]
+            self._write(batch, dirty)
+            return applied
 
         result: list[Applied] = self._commits.submit(change)
         return result
@@ -230,7 +252,9 @@ class JsonlCacheTier(DurableTier):
 
     def touch(self, accesses: Sequence[Access]) -> None:
         def change(dirty: set[Shard]) -> int:
-            return sum(self._touch_one(access, dirty) for access in accesses)
+            for number, some in _by_shard(accesses).items():
+                self._touch(self._shards[number], some, dirty)
+            return len(accesses)
 
         self._commits.submit(change)
 
@@ -271,7 +295,10 @@ class JsonlCacheTier(DurableTier):
 
     def trim(self) -> list[str]:
         def change(dirty: set[Shard]) -> list[str]:
-            return self._make_room(0, dirty)
+            batch = Batch()
+            evicted = self._make_room(0, batch)
+            self._write(batch, dirty)
+            return evicted
 
         evicted: list[str] = self._commits.submit(change)
         return evicted
@@ -334,92 +361,109 @@ class JsonlCacheTier(DurableTier):
             for shard in dirty:
                 shard.segment.sync()
 
-    def _append(self, shard: Shard, record: dict[str, Any] | bytes, dirty: set[Shard]) -> tuple[int, int]:
-        self._sequence += 1
-        line = finish_line(record if isinstance(record, bytes) else encode_body(record), self._sequence)
+    def _append(self, shard: Shard, record: dict[str, Any], dirty: set[Shard]) -> None:
         dirty.add(shard)
-        return shard.append(line), len(line)
+        shard.append(self._line(encode_body(record)))
 
-    def _apply_one(self, write: Write, body: bytes, dirty: set[Shard]) -> Applied:
+    def _line(self, body: bytes) -> bytes:
+        self._sequence += 1
+        return finish_line(body, self._sequence)
+
+    def _apply_one(self, write: Write, body: bytes, batch: Batch) -> Applied:
         key, entry = write.key, write.entry
         shard = self._shard(key)
-        existed = key in shard.index
+        held = batch.slot_of(shard, key)
         evicted: list[str] = []
         if entry is not None:
-            if not existed:
-                evicted = self._make_room(1, dirty)
-            first = shard.index[key].first if existed else self._sequence + 1
-            if existed:
-                body += b',"first":%d' % first
-            offset, length = self._append(shard, body, dirty)
+            if held is None:
+                evicted = self._make_room(1, batch)
+                line = self._line(body)
+            else:
+                line = self._line(b'%b,"first":%d' % (body, held.first))
+            sequence = self._sequence
             slot = Slot(
                 shard.segment,
-                offset,
-                length,
-                self._sequence,
-                self._sequence,
-                first,
+                batch.add_line(shard, line),
+                len(line),
+                sequence,
+                sequence,
+                sequence if held is None else held.first,
                 entry.expires_at_us,
                 entry.version,
                 entry.access_count,
                 entry.last_accessed_us,
                 entry.evicted_from_l1,
             )
-            with self._lock:
-                shard.put(key, slot)
-                self._policy.record_put(key, entry.access_count)
-                self._size += not existed
-        elif existed or write.for_backlog:
-            self._append(shard, body, dirty)
-            self._forget(shard, key)
+            batch.index(shard, key, slot)
+            self._policy.record_put(key, entry.access_count)
+        elif held is not None or write.for_backlog:
+            batch.add_line(shard, self._line(body))
+            batch.index(shard, key, None)
+            self._policy.remove(key)
         self._last_version = max(self._last_version, write.version)
         if write.for_backlog:
-            self._mark(key, write.version)
-        return Applied(existed, tuple(evicted))
+            batch.marks[key] = max(write.version, batch.marks.get(key, 0))
+        return Applied(held is not None, tuple(evicted))
+
+    def _make_room(self, wanted: int, batch: Batch) -> list[str]:
+        if self.config.max_entries is None:
+            return []
+        surplus = self._size + batch.growth + wanted - self.config.max_entries
+        if surplus <= 0:
+            return []
+        backlog = {**self._backlog, **batch.marks} if batch.marks else self._backlog
+        victims = _first(self._policy.victims(), surplus, backlog)
+        for key in victims:
+            shard = self._shard(key)
+            batch.add_line(shard, self._line(delete_body(key)))
+            batch.index(shard, key, None)
+            self._policy.remove(key)
+        return victims
+
+    def _write(self, batch: Batch, dirty: set[Shard]) -> None:
+        """Append the lines of a batch and publish them, file by file."""
+        try:
+            for shard, lines, changes in batch.files():
+                dirty.add(shard)
+                shard.append(lines)
+                with self._lock:
+                    for key, slot in changes:
+                        if slot is None:
+                            self._size -= shard.forget(key)
+                        else:
+                            self._size += key not in shard.index
+                            shard.put(key, slot)
+        except OSError:
+            # The policy is ahead of the index.
+            self._policy = self._policy_of(self._shards)
+            raise
+        for key, version in batch.marks.items():
+            self._mark(key, version)
 
     def _mark(self, key: str, version: int) -> None:
         with self._lock:
             self._backlog[key] = max(version, self._backlog.get(key, 0))
 
-    def _make_room(self, wanted: int, dirty: set[Shard]) -> list[str]:
-        if self.config.max_entries is None:
-            return []
-        surplus = self._size + wanted - self.config.max_entries
-        if surplus <= 0:
-            return []
+    def _touch(self, shard: Shard, accesses: Sequence[Access], dirty: set[Shard]) -> None:
+        touched: list[tuple[Slot, Access, int]] = []
+        lines: list[bytes] = []
+        for access in accesses:
+            slot = shard.index.get(access.key)
+            if slot is not None and slot.version == access.version:
+                lines.append(self._line(touch_body(access)))
+                touched.append((slot, access, self._sequence))
+        if not lines:
+            return
+        dirty.add(shard)
+        shard.append(b"".join(lines))
         with self._lock:
-            victims = _first(self._policy.victims(), surplus, self._backlog)
-        for key in victims:
-            shard = self._shard(key)
-            self._append(shard, {"op": "delete", "key": key}, dirty)
-            self._forget(shard, key)
-        return victims
-
-    def _touch_one(self, access: Access, dirty: set[Shard]) -> bool:
-        shard = self._shard(access.key)
-        slot = shard.index.get(access.key)
-        if slot is None or slot.version != access.version:
-            return False
-        self._append(
-            shard,
-            {
-                "op": "touch",
-                "key": access.key,
-                "version": access.version,
-                "access_count": access.access_count,
-                "last_accessed": access.last_accessed_us,
-                "evicted_from_l1": access.evicted_from_l1,
-            },
-            dirty,
-        )
-        with self._lock:
-            is_use = access.access_count > slot.access_count
-            touch_slot(
-                slot, self._sequence, access.access_count, access.last_accessed_us, access.evicted_from_l1
-            )
-            if is_use:
-                self._policy.record_access(access.key, access.access_count)
-        return True
+            for slot, access, sequence in touched:
+                is_use = access.access_count > slot.access_count
+                touch_slot(
+                    slot, sequence, access.access_count, access.last_accessed_us, access.evicted_from_l1
+                )
+                if is_use:
+                    self._policy.record_access(access.key, access.access_count)
 
     def _forget(self, shard: Shard, key: str) -> None:
         with self._lock:
@@ -446,16 +490,20 @@ class JsonlCacheTier(DurableTier):
             self._directory.set_aside(shard.path.name, offset, line, "the line is damaged", self._clock())
 
         loaded = load(shards, set_aside)
-        policy = make_policy(self.config.eviction_policy)
-        ordered = in_order(shards, self.config.eviction_policy)
-        for key, slot in ordered:
-            policy.record_put(key, slot.access_count)
+        policy = self._policy_of(shards)
+        size = sum(len(shard.index) for shard in shards)
         with self._lock:
             self._shards, self._policy, self._backlog = shards, policy, loaded.backlog
-            self._size, self._sequence = len(ordered), loaded.sequence
+            self._size, self._sequence = size, loaded.sequence
             self._last_version = loaded.last_version
-            self._doubtful = bool(ordered)
+            self._doubtful = bool(size)
         return loaded.damaged
+
+    def _policy_of(self, shards: Sequence[Shard]) -> EvictionPolicy:
+        policy = make_policy(self.config.eviction_policy)
+        for key, slot in in_order(shards, self.config.eviction_policy):
+            policy.record_put(key, slot.access_count)
+        return policy
 
     def _compact(self, shard: Shard) -> None:
         with self._commits.lock:
@@ -507,6 +555,13 @@ class JsonlCacheTier(DurableTier):
 
         if self._commits.submit(change):
             self._on_corruption(self.tier_type, key, reason)
+
+
+def _by_shard(accesses: Iterable[Access]) -> dict[int, list[Access]]:
+    sorted_out: dict[int, list[Access]] = {}
+    for access in accesses:
+        sorted_out.setdefault(shard_number(access.key), []).append(access)
+    return sorted_out
 
 
 def _first(keys: Iterator[str], count: int, last: Container[str]) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
+from proxystash_server.cache.access_log import Access
 from proxystash_server.cache.credentials import CredentialEncryptor
 from proxystash_server.cache.entry import CacheEntry, restore_entry
 from proxystash_server.cache.errors import StoreFormatError
@@ -18,35 +19,52 @@ from proxystash_server.cache.tiers.jsonl_shard import (
     encode_body,
     finish_line,
 )
-from proxystash_server.cache.tiers.record import monitoring_from_plain, monitoring_to_plain, sealed_of
+from proxystash_server.cache.tiers.record import (
+    labels_text,
+    monitoring_from_plain,
+    monitoring_text,
+    quoted,
+    sealed_of,
+)
+
+_BOOLEANS: Final = ("false", "true")
 
 
 def write_body(write: Write, encryptor: CredentialEncryptor) -> bytes:
     """A change as the beginning of a line."""
     entry = write.entry
-    record: dict[str, Any] = {"op": "delete", "key": write.key, "version": write.version}
-    if entry is not None:
+    if entry is None:
+        body = delete_body(write.key, write.version)
+    else:
+        stored = entry.content
         sealed = sealed_of(entry, encryptor)
-        record = {
-            "op": "put",
-            "key": write.key,
-            "proxy_url": entry.proxy_url,
-            "sealed": None if sealed is None else sealed.decode(),
-            "source": entry.source,
-            "fetch_time": entry.fetch_time_us,
-            "expires_at": entry.expires_at_us,
-            "health_status": entry.health_status.value,
-            "failure_count": entry.failure_count,
-            "health_monitoring": monitoring_to_plain(entry.health_monitoring),
-            "labels": dict(entry.labels),
-            "version": entry.version,
-            "access_count": entry.access_count,
-            "last_accessed": entry.last_accessed_us,
-            "evicted_from_l1": entry.evicted_from_l1,
-        }
-    if write.for_backlog:
-        record["backlog"] = True
-    return encode_body(record)
+        body = (
+            f'{{"op":"put","key":{quoted(write.key)},"proxy_url":{quoted(stored.proxy_url)},'
+            f'"sealed":{"null" if sealed is None else quoted(sealed.decode())},'
+            f'"source":{quoted(stored.source)},'
+            f'"fetch_time":{stored.fetch_time_us},"expires_at":{stored.expires_at_us},'
+            f'"health_status":{quoted(stored.health_status.value)},'
+            f'"failure_count":{stored.failure_count},'
+            f'"health_monitoring":{monitoring_text(stored.health_monitoring) or "null"},'
+            f'"labels":{labels_text(stored.labels)},"version":{stored.version},'
+            f'"access_count":{entry.access_count},"last_accessed":{entry.last_accessed_us},'
+            f'"evicted_from_l1":{_BOOLEANS[entry.evicted_from_l1]}'
+        ).encode()
+    return body + b',"backlog":true' if write.for_backlog else body
+
+
+def delete_body(key: str, version: int = 0) -> bytes:
+    """The beginning of a line that takes a key out."""
+    return f'{{"op":"delete","key":{quoted(key)},"version":{version}'.encode()
+
+
+def touch_body(access: Access) -> bytes:
+    """The beginning of a line that says how an entry was used."""
+    return (
+        f'{{"op":"touch","key":{quoted(access.key)},"version":{access.version},'
+        f'"access_count":{access.access_count},"last_accessed":{access.last_accessed_us},'
+        f'"evicted_from_l1":{_BOOLEANS[access.evicted_from_l1]}'
+    ).encode()
 
 
 def read_entry(key: str, line: bytes, slot: Slot, encryptor: CredentialEncryptor) -> CacheEntry:

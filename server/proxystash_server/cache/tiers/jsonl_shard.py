@@ -25,9 +25,13 @@ _CRC_LENGTH = len(_CRC_FIELD) + len('00000000"}')
 _GARBAGE_WORTH_COMPACTING = 256 * 1024
 
 
+# `json.dumps` with these settings would make an encoder for each record.
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
+
 def encode_body(record: dict[str, Any]) -> bytes:
     """A record as the beginning of a line, up to where `finish_line` goes on."""
-    return json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode()[:-1]
+    return _encode(record).encode()[:-1]
 
 
 def finish_line(body: bytes, sequence: int) -> bytes:
@@ -53,11 +57,12 @@ class Segment:
     It is closed when the last reader lets go of it, so a compaction never pulls it away from one.
     """
 
-    __slots__ = ("_descriptor",)
+    __slots__ = ("_descriptor", "_inode")
 
     def __init__(self, path: Path, flags: int = 0) -> None:
         self._descriptor = -1
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | flags, 0o600)
+        self._inode = os.fstat(self._descriptor).st_ino
 
     def __del__(self) -> None:
         if self._descriptor >= 0:
@@ -86,10 +91,9 @@ class Segment:
     def is_at(self, path: Path) -> bool:
         """Whether `path` still leads to this file."""
         try:
-            there, here = path.stat(), os.fstat(self._descriptor)
+            return os.stat(path).st_ino == self._inode  # noqa: PTH116 -- half of what Path.stat costs
         except FileNotFoundError:
             return False
-        return there.st_ino == here.st_ino
 
     def sync(self) -> None:
         """Wait until the contents are on the medium."""
@@ -138,8 +142,8 @@ class Shard:
         garbage = self.end - self.live_bytes
         return self.needs_compaction or garbage > max(_GARBAGE_WORTH_COMPACTING, self.live_bytes)
 
-    def append(self, line: bytes) -> int:
-        """Write a line at the end and return its offset.
+    def append(self, lines: bytes) -> int:
+        """Write whole lines at the end and return the offset of the first.
 
         After a failure the file ends where it did before.
         """
@@ -149,14 +153,14 @@ class Shard:
         offset = self.end
         reach("jsonl.before_append")
         try:
-            self.segment.write(line, offset)
+            self.segment.write(lines, offset)
         except OSError:
-            # Part of the line may be there. If it can't be cut off now, it is before the next append.
+            # Part of them may be there. If it can't be cut off now, it is before the next append.
             self._torn = True
             self.segment.truncate(offset)
             self._torn = False
             raise
-        self.end = offset + len(line)
+        self.end = offset + len(lines)
         reach("jsonl.after_append")
         return offset
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from collections.abc import Mapping
+from json.encoder import encode_basestring
+from typing import Any, Final
 
 from proxystash.models import HealthMonitoring
 from proxystash_server.cache.credentials import CredentialEncryptor
@@ -18,6 +21,10 @@ _COUNTS = (
 )
 
 
+# A text as JSON, in quotes. Records are written piece by piece: a fraction of what `json.dumps` costs.
+quoted: Final = encode_basestring
+
+
 class CorruptRecordError(Exception):
     """A stored record that cannot be trusted; the tier itself is not at fault."""
 
@@ -25,6 +32,16 @@ class CorruptRecordError(Exception):
 def sealed_of(entry: CacheEntry, encryptor: CredentialEncryptor) -> bytes | None:
     """The entry's credentials as they go to disk, sealed now unless that was done before."""
     return entry.sealed if entry.sealed is not None else encryptor.seal(entry.username, entry.password)
+
+
+def labels_text(labels: Mapping[str, str]) -> str:
+    """Labels as a JSON object."""
+    return f"{{{','.join([f'{quoted(name)}:{quoted(value)}' for name, value in labels.items()])}}}"
+
+
+def monitoring_text(monitoring: HealthMonitoring | None) -> str | None:
+    """Health monitoring as a JSON object."""
+    return None if monitoring is None else json.dumps(monitoring_to_plain(monitoring))
 
 
 def monitoring_to_plain(monitoring: HealthMonitoring | None) -> dict[str, Any] | None:

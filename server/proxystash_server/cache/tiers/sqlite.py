@@ -25,12 +25,19 @@ from proxystash_server.cache.tiers.sqlite_record import COLUMNS, Row, read_row, 
 # The id is for setting a row aside whose key may be what is damaged.
 _READ = f"{COLUMNS}, id"
 _SELECT = f"SELECT {_READ} FROM entries WHERE key = ?"
+# However many keys there are, it is the same statement, which SQLite compiles once.
+_SELECT_MANY = f"SELECT {_READ} FROM entries WHERE key IN (SELECT value FROM json_each(?))"
+_SELECT_IDS = "SELECT key, id FROM entries WHERE key IN (SELECT value FROM json_each(?))"
+_SELECT_ID = "SELECT key, id FROM entries WHERE key = ?"
 _INSERT = f"INSERT INTO entries ({COLUMNS}, scheme, recency) VALUES ({', '.join('?' * 17)})"
 # Not INSERT OR REPLACE: an entry that is put again keeps its id, and with it its place in FIFO's order.
 _UPDATE = f"UPDATE entries SET ({COLUMNS}, scheme, recency) = ({', '.join('?' * 17)}) WHERE id = ?"
 _TOUCH = (
     "UPDATE entries SET recency = iif(access_count < ?1, ?4, recency), access_count = ?1, "
     "last_accessed = ?2, evicted_from_l1 = ?3 WHERE key = ?5 AND version = ?6"
+)
+_STORE_COUNTERS = (
+    "UPDATE meta SET value = iif(name = 'entries', ?, ?) WHERE name IN ('entries', 'last_version')"
 )
 _MARK = (
     "INSERT INTO backlog VALUES (?, ?) "
@@ -168,6 +175,19 @@ class SQLiteCacheTier(DurableTier):
             row = connection.execute(_SELECT, (key,)).fetchone()
         return None if row is None else self._read(row)
 
+    def get_many(self, keys: Iterable[str]) -> dict[str, CacheEntry]:
+        wanted = list(keys)
+        if len(wanted) == 1:
+            return super().get_many(wanted)
+        with self._database.reader() as connection:
+            rows = connection.execute(_SELECT_MANY, (json.dumps(wanted),)).fetchall()
+        found = map(self._read, rows)
+        return {entry.key: entry for entry in found if entry is not None}
+
+    def held_of(self, keys: Iterable[str]) -> list[str]:
+        with self._database.reader() as connection:
+            return list(_ids(connection, list(keys)))
+
     def __contains__(self, key: str) -> bool:
         with self._database.reader() as connection:
             return connection.execute("SELECT 1 FROM entries WHERE key = ?", (key,)).fetchone() is not None
@@ -216,10 +236,7 @@ class SQLiteCacheTier(DurableTier):
             for write in writes
         ]
 
-        def change(connection: sqlite3.Connection) -> list[Applied]:
-            return [self._apply_one(connection, write, row) for write, row in zip(writes, rows, strict=True)]
-
-        return self._database.write(change)
+        return self._database.write(lambda connection: self._apply(connection, writes, rows))
 
     @property
     def busy(self) -> bool:
@@ -275,26 +292,44 @@ class SQLiteCacheTier(DurableTier):
 
     # -- inside a transaction
 
-    def _apply_one(self, connection: sqlite3.Connection, write: Write, row: Row | None) -> Applied:
-        evicted: list[str] = []
-        held = connection.execute("SELECT id FROM entries WHERE key = ?", (write.key,)).fetchone()
-        if row is None:
-            if held is not None:
-                connection.execute("DELETE FROM entries WHERE id = ?", held)
-                self._entries_in_transaction -= 1
-        elif held is not None:
-            connection.execute(_UPDATE, row + held)
-        else:
-            evicted = self._make_room(connection, 1)
-            connection.execute(_INSERT, row)
-            self._entries_in_transaction += 1
-        self._last_version_in_transaction = max(self._last_version_in_transaction, write.version)
-        if write.for_backlog:
-            connection.execute(_MARK, (write.key, write.version))
-        return Applied(existed=held is not None, evicted=tuple(evicted))
+    def _apply(
+        self, connection: sqlite3.Connection, writes: Sequence[Write], rows: Sequence[Row | None]
+    ) -> list[Applied]:
+        held = _ids(connection, [write.key for write in writes])
+        removed: list[tuple[int]] = []
+        replaced: list[Row] = []
+        inserted: list[Row] = []
+        for write, row in zip(writes, rows, strict=True):
+            place = held.get(write.key)
+            if row is None:
+                removed += [] if place is None else [(place,)]
+            elif place is None:
+                inserted.append(row)
+            else:
+                replaced.append((*row, place))
+        one_key_each = len({write.key for write in writes}) == len(writes)
+        if len(writes) > 1 and not (one_key_each and self._room_in_transaction(len(inserted))):
+            # What one of them finds or makes go depends on those before it.
+            return [
+                self._apply(connection, [write], [row])[0] for write, row in zip(writes, rows, strict=True)
+            ]
+        evicted = self._make_room(connection, len(inserted))
+        # With an empty list these do nothing.
+        connection.executemany("DELETE FROM entries WHERE id = ?", removed)
+        connection.executemany(_UPDATE, replaced)
+        connection.executemany(_INSERT, inserted)
+        self._entries_in_transaction += len(inserted) - len(removed)
+        newest = max((write.version for write in writes), default=0)
+        self._last_version_in_transaction = max(self._last_version_in_transaction, newest)
+        connection.executemany(_MARK, [(write.key, write.version) for write in writes if write.for_backlog])
+        return [Applied(write.key in held, tuple(evicted)) for write in writes]
+
+    def _room_in_transaction(self, wanted: int) -> bool:
+        most = self.config.max_entries
+        return most is None or self._entries_in_transaction + wanted <= most
 
     def _make_room(self, connection: sqlite3.Connection, wanted: int) -> list[str]:
-        if self.config.max_entries is None:
+        if self.config.max_entries is None or self._room_in_transaction(wanted):
             return []
         surplus = self._entries_in_transaction + wanted - self.config.max_entries
         evicted: list[str] = []
@@ -312,14 +347,9 @@ class SQLiteCacheTier(DurableTier):
         return evicted
 
     def _store_counters(self, connection: sqlite3.Connection) -> None:
-        if self._last_version_in_transaction != self._last_version:
-            connection.execute(
-                "UPDATE meta SET value = ? WHERE name = 'last_version'", (self._last_version_in_transaction,)
-            )
-        if self._entries_in_transaction != self._entries:
-            connection.execute(
-                "UPDATE meta SET value = ? WHERE name = 'entries'", (self._entries_in_transaction,)
-            )
+        counters = (self._entries_in_transaction, self._last_version_in_transaction)
+        if counters != (self._entries, self._last_version):
+            connection.execute(_STORE_COUNTERS, counters)
 
     def _publish_counters(self, committed: bool) -> None:
         if committed:
@@ -361,6 +391,12 @@ class SQLiteCacheTier(DurableTier):
         with self._recency_lock:
             self._recency += 1
             return self._recency
+
+
+def _ids(connection: sqlite3.Connection, keys: Sequence[str]) -> dict[str, int]:
+    if len(keys) == 1:
+        return dict(connection.execute(_SELECT_ID, keys))
+    return dict(connection.execute(_SELECT_IDS, (json.dumps(keys),)))
 
 
 def _complete_meta(connection: sqlite3.Connection, encryptor: CredentialEncryptor) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from proxystash_server.cache.entry import CacheEntry, restore_entry
 from proxystash_server.cache.limits import MAX_USE
 from proxystash_server.cache.tiers.record import (
     CorruptRecordError,
+    labels_text,
     monitoring_from_plain,
-    monitoring_to_plain,
+    monitoring_text,
     sealed_of,
 )
 
@@ -29,20 +30,20 @@ Row = tuple[Any, ...]
 
 def write_row(entry: CacheEntry, encryptor: CredentialEncryptor, recency: int) -> Row:
     """An entry as the values of COLUMNS, then `scheme` and `recency`."""
+    stored = entry.content
     sealed = sealed_of(entry, encryptor)
-    monitoring = monitoring_to_plain(entry.health_monitoring)
     content = (
-        entry.key,
-        entry.proxy_url,
+        stored.key,
+        stored.proxy_url,
         None if sealed is None else sealed.decode(),
-        entry.source,
-        entry.fetch_time_us,
-        entry.expires_at_us,
-        entry.health_status.value,
-        entry.failure_count,
-        None if monitoring is None else json.dumps(monitoring),
-        json.dumps(dict(entry.labels)) if entry.labels else None,
-        entry.version,
+        stored.source,
+        stored.fetch_time_us,
+        stored.expires_at_us,
+        stored.health_status.value,
+        stored.failure_count,
+        monitoring_text(stored.health_monitoring),
+        labels_text(stored.labels) if stored.labels else None,
+        stored.version,
     )
     return (
         *content,
@@ -50,7 +51,7 @@ def write_row(entry: CacheEntry, encryptor: CredentialEncryptor, recency: int) -
         entry.access_count,
         entry.last_accessed_us,
         int(entry.evicted_from_l1),
-        scheme_of(entry.proxy_url),
+        scheme_of(stored.proxy_url),
         recency,
     )
 
