@@ -14,58 +14,100 @@ Result = TypeVar("Result")
 
 
 class _Ticket(Generic[Item, Result]):
-    __slots__ = ("done", "error", "item", "result")
+    """A waiting writer. It sleeps on `turn` until its item was committed, or until it is to commit itself."""
+
+    __slots__ = ("done", "error", "item", "leads", "result", "turn")
+
+    result: Result
 
     def __init__(self, item: Item) -> None:
         self.item = item
         self.done = False
-        self.result: Result | None = None
+        self.leads = False
         self.error: Exception | None = None
+        self.turn = threading.Lock()
+        self.turn.acquire()
 
 
 class GroupCommit(Generic[Item, Result]):
-    """Runs `commit` on everything that waits, in the thread of whichever waiter holds the commit lock first.
+    """Runs `commit` on everything that waits, in the thread of one of those that wait: the leader.
 
-    `commit` gets the items in the order of their arrival and returns a result for each. An exception it
-    raises is raised, wrapped by `wrap`, in every submitting thread of that group. The idea is that of
-    write-ahead logs in databases: under load, the cost of a transaction is shared by all that queued up
-    during the one before.
+    `commit` gets the items in the order of their arrival, at most `most` at a time, and returns a result for
+    each. An exception it raises is raised in every submitting thread of that group. The idea is that of
+    write-ahead logs in databases: under load, the cost of a commit is shared by all that queued up during the
+    one before. Every waiter sleeps on a lock of its own and wakes once: the leader wakes its group, and then
+    the next leader, so that those who have their answers may come back in time for the next group.
+
+    `lock` is held during each commit; others may take it to keep commits out.
     """
 
-    def __init__(self, commit: Callable[[Sequence[Item]], Sequence[Result]]) -> None:
+    def __init__(self, commit: Callable[[Sequence[Item]], Sequence[Result]], most: int = 1000) -> None:
         self._commit = commit
+        self._most = most
         self._queue: deque[_Ticket[Item, Result]] = deque()
+        self._guard = threading.Lock()
+        self._has_leader = False
         self.lock = threading.Lock()
 
     def submit(self, item: Item) -> Result:
         """Commit `item`, alone or with others, and return its result once it is committed."""
         ticket: _Ticket[Item, Result] = _Ticket(item)
-        self._queue.append(ticket)
-        with self.lock:
-            if not ticket.done:
-                self._commit_waiting()
+        with self._guard:
+            waits = self._has_leader
+            if waits:
+                self._queue.append(ticket)
+            self._has_leader = True
+        if waits:
+            try:
+                ticket.turn.acquire()
+            except BaseException:
+                self._give_up(ticket)
+                raise
+        if not ticket.done:
+            self._lead(ticket)
         if ticket.error is not None:
             raise ticket.error
-        assert ticket.result is not None
         return ticket.result
 
-    def _commit_waiting(self) -> None:
-        group: list[_Ticket[Item, Result]] = []
-        while self._queue:
-            group.append(self._queue.popleft())
+    def _lead(self, ticket: _Ticket[Item, Result]) -> None:
+        group = [ticket]
         try:
-            results = self._commit([ticket.item for ticket in group])
-        except BaseException as error:
-            for ticket in group:
-                # An interrupt belongs to the thread it struck; the others learn that their commit did not
-                # happen.
-                ticket.error = (
-                    error if isinstance(error, Exception) else TierError("the commit was interrupted")
-                )
-                ticket.done = True
-            if isinstance(error, Exception):
-                return
+            with self.lock:
+                with self._guard:
+                    while self._queue and len(group) < self._most:
+                        group.append(self._queue.popleft())
+                results = self._commit([member.item for member in group])
+            for member, result in zip(group, results, strict=True):
+                member.result = result
+        except Exception as error:  # noqa: BLE001 -- every member raises it
+            for member in group:
+                member.error = error
+        except BaseException:
+            # An interrupt belongs to the thread it struck; the others learn that their commit did not happen.
+            for member in group:
+                member.error = TierError("the commit was interrupted")
             raise
-        for ticket, result in zip(group, results, strict=True):
-            ticket.result = result
-            ticket.done = True
+        finally:
+            for member in group:
+                member.done = True
+                if member is not ticket:
+                    member.turn.release()
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        """Make the longest waiting writer the next leader."""
+        with self._guard:
+            if self._queue:
+                successor = self._queue.popleft()
+                successor.leads = True
+                successor.turn.release()
+            else:
+                self._has_leader = False
+
+    def _give_up(self, ticket: _Ticket[Item, Result]) -> None:
+        """Stop waiting after an interrupt, which must leave the others a leader."""
+        with self._guard:
+            if ticket in self._queue:
+                self._queue.remove(ticket)
+        if ticket.leads:
+            self._pass_on()
