@@ -216,7 +216,7 @@ class LibraryDriver:
                 entry = self.manager.get(keys[0])
                 return [None if entry is None else seen_in(entry)]
             lookups = self.manager.lookup_many(keys)
-        return [None if lookup.entry is None else seen_in(lookup.entry) for lookup in lookups]
+        return [None if entry is None else seen_in(entry) for entry in lookups.entries]
 
     def list(self) -> dict[str, Seen]:
         seen: dict[str, Seen] = {}

@@ -21,7 +21,7 @@ from proxystash_server.cache.errors import (
 )
 from proxystash_server.cache.latency import LatencySummary
 from proxystash_server.cache.limits import check_key
-from proxystash_server.cache.manager import CacheManager, Invalidation, Lookup
+from proxystash_server.cache.manager import CacheManager, Invalidation, Lookup, Lookups
 from proxystash_server.cache.statistics import CacheStatistics, TierStatistics
 from proxystash_server.cache.tiers.base import CacheTier, DurableTier, EntryFilter
 from proxystash_server.cache.tiers.jsonl import JsonlCacheTier
@@ -53,6 +53,7 @@ __all__ = [
     "L2BackendType",
     "LatencySummary",
     "Lookup",
+    "Lookups",
     "MemoryCacheTier",
     "SQLiteCacheTier",
     "StoreError",

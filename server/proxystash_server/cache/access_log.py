@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from proxystash_server.cache.entry import CacheEntry
@@ -56,21 +56,21 @@ class AccessLog:
 
     def record_use(self, entry: CacheEntry) -> None:
         """Note `entry` as its latest use left it."""
-        key = entry.key
+        key = entry.content.key
         with self._lock:
             self._waiting[key] = entry
             self._waiting.move_to_end(key)
             self._has_uses = True
 
-    def record_uses(self, entries: Iterable[CacheEntry]) -> None:
+    def record_uses(self, entries: Sequence[CacheEntry]) -> None:
         """Note several entries, as `record_use` does."""
         waiting = self._waiting
         with self._lock:
             for entry in entries:
-                key = entry.key
+                key = entry.content.key
                 waiting[key] = entry
                 waiting.move_to_end(key)
-                self._has_uses = True
+            self._has_uses = self._has_uses or bool(entries)
 
     def record_demotion(self, entry: CacheEntry) -> None:
         """Note `entry` as it fell out of memory, which is no use of it."""

@@ -379,8 +379,15 @@ def restore_entry(
 
 
 def accessed(entry: CacheEntry, now_us: int) -> CacheEntry:
-    """`entry` after one more use, back in memory. On the path of every hit."""
-    return _entry(entry.content, entry.access_count + 1, now_us, False)
+    """`entry` after one more use, back in memory."""
+    # On the path of every hit, so what `_entry` does is written out.
+    use = _Use()
+    use.content = entry.content
+    use.access_count = entry.access_count + 1
+    use.last_accessed_us = now_us
+    use.evicted_from_l1 = False
+    use.__class__ = CacheEntry
+    return use  # type: ignore[return-value]  # mypy cannot follow the line above
 
 
 def with_access(

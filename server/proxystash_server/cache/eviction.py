@@ -61,11 +61,14 @@ class FifoPolicy:
 class LruPolicy(FifoPolicy):
     """Least recently used: a put or an access moves the key to the end."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        # On the path of every hit, so without a function in between: a count of at least 1 is as good as the
+        # True that `move_to_end` takes.
+        self.record_access = self._keys.move_to_end  # type: ignore[method-assign,assignment]
+
     def record_put(self, key: str, access_count: int) -> None:
         self._keys[key] = None
-        self._keys.move_to_end(key)
-
-    def record_access(self, key: str, access_count: int) -> None:
         self._keys.move_to_end(key)
 
 

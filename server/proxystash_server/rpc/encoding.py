@@ -7,50 +7,61 @@ costs. The format: https://protobuf.dev/programming-guides/encoding/
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final
 
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from proxystash.v1 import cache_service_pb2 as pb
-from proxystash_server.cache import CacheEntry, Lookup, keep_encoded
+from proxystash_server.cache import CacheEntry, Lookup, Lookups, keep_encoded
 from proxystash_server.rpc import convert
 
 _LENGTH_DELIMITED: Final = 2
 
 
-def _encode_varint(number: int) -> bytes:
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
+class _Varints(dict[int, bytes]):
+    """Numbers, not negative, as the wire format has them; those of one or two bytes are kept."""
+
+    def __missing__(self, number: int) -> bytes:
+        return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80)) + self[number >> 14]
 
 
-# Almost every length and count is among these.
-_SMALL: Final = tuple(map(_encode_varint, range(4096)))
-
-
-def varint(number: int) -> bytes:
-    """A number, not negative, as the wire format has lengths and int64 fields."""
-    return _SMALL[number] if number < len(_SMALL) else _encode_varint(number)
+_VARINT: Final = _Varints(
+    (number, bytes((number,) if number < 0x80 else (number & 0x7F | 0x80, number >> 7)))
+    for number in range(1 << 14)
+)
 
 
 def _tag(descriptor: Descriptor, name: str, wire_type: int = 0) -> bytes:
-    return varint(descriptor.fields_by_name[name].number << 3 | wire_type)
+    return _VARINT[descriptor.fields_by_name[name].number << 3 | wire_type]
 
 
 _RESULT: Final = _tag(pb.BatchGetResponse.DESCRIPTOR, "results", _LENGTH_DELIMITED)
 _ENTRY: Final = _tag(pb.GetResponse.DESCRIPTOR, "entry", _LENGTH_DELIMITED)
 _LAST_ACCESSED: Final = _tag(pb.CacheEntry.DESCRIPTOR, "last_accessed", _LENGTH_DELIMITED)
 _ACCESS_COUNT: Final = _tag(pb.CacheEntry.DESCRIPTOR, "access_count")
-_EVICTED: Final = _tag(pb.CacheEntry.DESCRIPTOR, "evicted_from_l1") + varint(1)
+_EVICTED: Final = _tag(pb.CacheEntry.DESCRIPTOR, "evicted_from_l1") + _VARINT[1]
 _SERVED_BY: Final = {
-    tier: _tag(pb.GetResponse.DESCRIPTOR, "served_by") + varint(number)
+    tier: _tag(pb.GetResponse.DESCRIPTOR, "served_by") + _VARINT[number]
     for tier, number in convert.TIER_TO_MESSAGE.items()
 }
+_SERVED_BY_SIZE: Final = 2
+
+
+class _ResultHeads(dict[int, bytes]):
+    """What comes before an entry of so many bytes, in the result of a batch; the usual ones are kept."""
+
+    def __missing__(self, size: int) -> bytes:
+        entry = _ENTRY + _VARINT[size]
+        head = _RESULT + _VARINT[len(entry) + size + _SERVED_BY_SIZE] + entry
+        if size < _MOST_HEADS:
+            self[size] = head
+        return head
+
+
+_MOST_HEADS: Final = 4096
+_RESULT_HEAD: Final = _ResultHeads()
+_MISS: Final = _RESULT + _VARINT[0]
 
 
 def get_response(lookup: Lookup) -> bytes:
@@ -58,44 +69,45 @@ def get_response(lookup: Lookup) -> bytes:
     entry, served_by = lookup
     if entry is None or served_by is None:
         return b""
-    return _found(entry, _last_accessed(entry.last_accessed_us)) + _SERVED_BY[served_by]
+    content = entry.encoded or _encode_content(entry)
+    use = _VARINT[entry.access_count] + _after_count(entry.last_accessed_us)
+    if entry.evicted_from_l1:
+        use += _EVICTED
+    return _ENTRY + _VARINT[len(content) + len(use)] + content + use + _SERVED_BY[served_by]
 
 
-def batch_get_response(lookups: Iterable[Lookup]) -> bytes:
+def batch_get_response(lookups: Lookups) -> bytes:
     """A serialized BatchGetResponse."""
     parts: list[bytes] = []
-    moment, last_accessed = -1, b""
-    for entry, served_by in lookups:
-        result = b""
-        if entry is not None and served_by is not None:
-            # What was found together was, mostly, used at the same moment.
-            if entry.last_accessed_us != moment:
-                moment = entry.last_accessed_us
-                last_accessed = _last_accessed(moment)
-            result = _found(entry, last_accessed) + _SERVED_BY[served_by]
-        parts += (_RESULT, varint(len(result)), result)
+    used_at, after_count = -1, b""
+    for entry, served_by in zip(*lookups, strict=True):
+        if entry is None or served_by is None:
+            parts.append(_MISS)
+            continue
+        # What was found together was, mostly, used at the same moment.
+        if entry.last_accessed_us != used_at:
+            used_at = entry.last_accessed_us
+            after_count = _after_count(used_at)
+        content = entry.content.encoded or _encode_content(entry)
+        count = _VARINT[entry.access_count]
+        if entry.evicted_from_l1:
+            count += _EVICTED
+        head = _RESULT_HEAD[len(content) + len(count) + len(after_count)]
+        parts += (head, content, count, after_count, _SERVED_BY[served_by])
     return b"".join(parts)
 
 
-def _found(entry: CacheEntry, last_accessed: bytes) -> bytes:
-    body = (
-        (entry.encoded or _encode_content(entry)) + last_accessed + _ACCESS_COUNT + varint(entry.access_count)
-    )
-    if entry.evicted_from_l1:
-        body += _EVICTED
-    return _ENTRY + varint(len(body)) + body
-
-
-def _last_accessed(microseconds: int) -> bytes:
+def _after_count(last_accessed_us: int) -> bytes:
     moment = Timestamp()
-    convert.fill_timestamp(moment, microseconds)
+    convert.fill_timestamp(moment, last_accessed_us)
     serialized = moment.SerializeToString()
-    return _LAST_ACCESSED + varint(len(serialized)) + serialized
+    return _LAST_ACCESSED + _VARINT[len(serialized)] + serialized
 
 
 def _encode_content(entry: CacheEntry) -> bytes:
     message = pb.CacheEntry()
     convert.fill_content(message, entry)
-    encoded = message.SerializeToString()
+    # The value of the last tag follows with each use.
+    encoded = message.SerializeToString() + _ACCESS_COUNT
     keep_encoded(entry, encoded)
     return encoded

@@ -124,13 +124,13 @@ def test_many_entries_in_one_put_are_all_seen(manager: CacheManager) -> None:
 def test_lookups_of_many_keys_answer_in_order(manager: CacheManager) -> None:
     put(manager, "a", "b")
     found = manager.lookup_many(["b", "nothing", "a", "b"])
-    assert [lookup.entry and (lookup.entry.key, lookup.entry.access_count) for lookup in found] == [
+    assert [entry and (entry.key, entry.access_count) for entry in found.entries] == [
         ("b", 1),
         None,
         ("a", 1),
         ("b", 2),
     ]
-    assert [lookup.served_by is None for lookup in found] == [False, True, False, False]
+    assert [tier is None for tier in found.served_by] == [False, True, False, False]
 
 
 def test_readers_in_other_threads_never_see_anything_older_than_before(stash: Stash) -> None:

@@ -49,7 +49,7 @@ class MemoryCacheTier(CacheTier):
         """The live entry after one more use, or None if it is absent or expired."""
         with self._lock:
             entry = self._entries.get(key)
-            if entry is None or entry.expires_at_us <= now_us:
+            if entry is None or entry.content.expires_at_us <= now_us:
                 return None
             entry = self._entries[key] = accessed(entry, now_us)
             self._policy.record_access(key, entry.access_count)
@@ -63,15 +63,16 @@ class MemoryCacheTier(CacheTier):
         entries, record_access = self._entries, self._policy.record_access
         for start in range(0, len(keys), _KEYS_PER_HOLD):
             used: list[CacheEntry] = []
+            append = used.append
             with self._lock:
                 for key in keys[start : start + _KEYS_PER_HOLD]:
                     entry = entries.get(key)
-                    if entry is None or entry.expires_at_us <= now_us:
+                    if entry is None or entry.content.expires_at_us <= now_us:
                         found.append(None)
                         continue
                     entry = entries[key] = accessed(entry, now_us)
                     record_access(key, entry.access_count)
-                    used.append(entry)
+                    append(entry)
                     found.append(entry)
                 self._access_log.record_uses(used)
                 self._hits += len(used)

@@ -1,0 +1,75 @@
+"""Answers assembled from serialized pieces are the messages that filling them field by field makes."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxystash.models import HealthMonitoring, HealthStatus
+from proxystash.v1 import cache_service_pb2 as pb
+from proxystash_server.cache import CacheEntry, CacheTierType, Lookup, Lookups
+from proxystash_server.cache.entry import to_datetime, with_access
+from proxystash_server.rpc import convert, encoding
+
+WORDS = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), max_size=40)
+MOMENTS = st.integers(0, 2**57).map(to_datetime)
+
+
+@st.composite
+def entries(draw: st.DrawFn) -> CacheEntry:
+    entry = CacheEntry(
+        key=draw(st.text("abcdef0123456789", min_size=1, max_size=200)),
+        proxy_url="http://192.0.2.1:8080",
+        source=draw(WORDS),
+        fetch_time=draw(MOMENTS),
+        ttl_seconds=draw(st.integers(1, 1_000_000)),
+        username=draw(st.none() | WORDS),
+        password=draw(st.none() | WORDS),
+        health_status=draw(st.sampled_from(HealthStatus)),
+        failure_count=draw(st.integers(0, 5)),
+        health_monitoring=draw(st.none() | st.just(HealthMonitoring(total_health_checks=7))),
+        # Enough of them make a message whose length needs three bytes.
+        labels=draw(st.dictionaries(WORDS.filter(bool), WORDS, max_size=5))
+        | {str(number): "x" * 256 for number in range(draw(st.sampled_from([0, 0, 3, 27])))},
+    )
+    count = draw(st.integers(1, 130) | st.integers(16_380, 16_390) | st.integers(1, 2**58))
+    return with_access(entry, count, draw(st.integers(0, 2**57)), draw(st.booleans()))
+
+
+LOOKUPS = st.tuples(entries(), st.sampled_from(CacheTierType)).map(lambda found: Lookup(*found))
+
+
+def filled(lookup: Lookup) -> pb.GetResponse:
+    response = pb.GetResponse()
+    if lookup.entry is not None and lookup.served_by is not None:
+        convert.fill_entry(response.entry, lookup.entry)
+        response.served_by = convert.tier_number(lookup.served_by)
+    return response
+
+
+@given(LOOKUPS)
+def test_an_answer_is_the_message_filled_field_by_field(lookup: Lookup) -> None:
+    for _ in ("built", "kept"):
+        assert pb.GetResponse.FromString(encoding.get_response(lookup)) == filled(lookup)
+
+
+@given(st.lists(LOOKUPS | st.just(Lookup(None, None)), max_size=5))
+def test_an_answer_to_a_batch_is_the_message_of_its_results(lookups: list[Lookup]) -> None:
+    several = Lookups([lookup.entry for lookup in lookups], [lookup.served_by for lookup in lookups])
+    expected = pb.BatchGetResponse(results=map(filled, lookups))
+    assert pb.BatchGetResponse.FromString(encoding.batch_get_response(several)) == expected
+
+
+def test_a_miss_is_an_empty_answer() -> None:
+    assert encoding.get_response(Lookup(None, None)) == b""
+
+
+def test_what_was_serialized_for_one_answer_serves_the_next_of_the_same_write() -> None:
+    entry = CacheEntry("key-1", "http://192.0.2.1:1", ttl_seconds=60)
+    encoding.get_response(Lookup(entry, CacheTierType.L1))
+    kept = entry.encoded
+    later = with_access(entry, 9, 9, evicted_from_l1=False)
+    encoding.get_response(Lookup(later, CacheTierType.L1))
+    assert kept is not None
+    assert later.encoded is kept
+    assert entry.model_copy(update={"source": "other"}).encoded is None
