@@ -82,6 +82,15 @@ class DiskTiers:
             raise CacheUnavailableError("a tier that may hold the entry failed; try again")
         return None, None, missed
 
+    def peek(self, keys: Sequence[str]) -> dict[str, CacheEntry]:
+        """What is held of `keys`, as far as the tiers can tell, without using it."""
+        found: dict[str, CacheEntry] = {}
+        for level in self.levels:
+            wanted = [key for key in keys if key not in found and level.serves(key)]
+            if wanted:
+                found.update(level.attempt("read", {}, level.tier.get_many, wanted)[1])
+        return found
+
     def promote(self, entry: CacheEntry) -> WriteOutcome:
         """Copy an entry that L3 has into L2, if L2 works."""
         outcome = WriteOutcome()
@@ -182,15 +191,11 @@ class DiskTiers:
         return all(taken)
 
     def _forget_in_l2(self, keys: Sequence[str], outcome: WriteOutcome) -> bool:
-        worked, held = self.l2.attempt("read", [], self._held_by_l2, keys)
+        worked, held = self.l2.attempt("read", [], self.l2.tier.held_of, keys)
         if not held:
             return worked
-        current = [key for key in held if not self.l2.has_missed(key)]
-        outcome.held[self.l2.name] = len(current)
+        outcome.held[self.l2.name] = sum(not self.l2.has_missed(key) for key in held)
         return self.l2.write(self.l2.tier.apply, [Write(key, None) for key in held])
-
-    def _held_by_l2(self, keys: Sequence[str]) -> list[str]:
-        return [key for key in keys if key in self.l2.tier]
 
     def _take_back(
         self, versions: Mapping[str, int], before: Mapping[CacheTierType, Mapping[str, int]]

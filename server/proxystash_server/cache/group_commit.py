@@ -32,18 +32,26 @@ class _Ticket(Generic[Item, Result]):
 class GroupCommit(Generic[Item, Result]):
     """Runs `commit` on everything that waits, in the thread of one of those that wait: the leader.
 
-    `commit` gets the items in the order of their arrival, at most `most` at a time, and returns a result for
-    each. An exception it raises is raised in every submitting thread of that group. The idea is that of
-    write-ahead logs in databases: under load, the cost of a commit is shared by all that queued up during the
-    one before. Every waiter sleeps on a lock of its own and wakes once: the leader wakes its group, and then
-    the next leader, so that those who have their answers may come back in time for the next group.
+    `commit` gets the items in the order of their arrival, and returns a result for each. A group is closed as
+    soon as its items together weigh `most`. An exception that `commit` raises is raised in every submitting
+    thread of that group. The idea is that of write-ahead logs in databases: under load, the cost of a commit
+    is shared by all that queued up during the one before.
+
+    Every waiter sleeps on a lock of its own and wakes once: the leader wakes its group, and then the next
+    leader, so that those who have their answers may come back in time for the next group.
 
     `lock` is held during each commit; others may take it to keep commits out.
     """
 
-    def __init__(self, commit: Callable[[Sequence[Item]], Sequence[Result]], most: int = 1000) -> None:
+    def __init__(
+        self,
+        commit: Callable[[Sequence[Item]], Sequence[Result]],
+        most: int = 1000,
+        weigh: Callable[[Item], int] = lambda _item: 1,
+    ) -> None:
         self._commit = commit
         self._most = most
+        self._weigh = weigh
         self._queue: deque[_Ticket[Item, Result]] = deque()
         self._guard = threading.Lock()
         self._has_leader = False
@@ -74,8 +82,10 @@ class GroupCommit(Generic[Item, Result]):
         try:
             with self.lock:
                 with self._guard:
-                    while self._queue and len(group) < self._most:
+                    weight = self._weigh(ticket.item)
+                    while self._queue and weight < self._most:
                         group.append(self._queue.popleft())
+                        weight += self._weigh(group[-1].item)
                 results = self._commit([member.item for member in group])
             for member, result in zip(group, results, strict=True):
                 member.result = result

@@ -156,12 +156,9 @@ class DiskLevel:
             return False
         outcome.stored_in.append(self.name)
         # What the tier still holds because it missed its removal was no longer held.
-        held = {
-            write.key
-            for write, one in zip(writes, applied, strict=True)
-            if one.existed and not self.has_missed(write.key)
-        }
-        outcome.held[self.name] = outcome.held.get(self.name, 0) + len(held)
+        held = {write.key for write, one in zip(writes, applied, strict=True) if one.existed}
+        current = sum(not self.has_missed(key) for key in held)
+        outcome.held[self.name] = outcome.held.get(self.name, 0) + current
         outcome.evicted[self.name] = [key for one in applied for key in one.evicted]
         return True
 

@@ -28,6 +28,7 @@ from proxystash_server.cache.keylocks import KeyLocks
 from proxystash_server.cache.level import WriteOutcome
 from proxystash_server.cache.limits import SECOND_US, check_key, check_ttl, checked_credential
 from proxystash_server.cache.maintenance import Maintenance
+from proxystash_server.cache.puts import NewEntry, Puts, StoredIn
 from proxystash_server.cache.setup import make_disk_pair, unlock
 from proxystash_server.cache.stack import TierStack
 from proxystash_server.cache.statistics import (
@@ -42,8 +43,6 @@ from proxystash_server.cache.tiers.memory import MemoryCacheTier
 from proxystash_server.cache.ttl import TTLManager
 
 logger = logging.getLogger(__name__)
-
-StoredIn = tuple[CacheTierType, ...]
 
 
 class Lookup(NamedTuple):
@@ -105,6 +104,7 @@ class CacheManager:
         self._l1 = l1
         self._l1_latency = self._statistics.latency(CacheTierType.L1, "read")
         self._stack = TierStack(l1, pair, access_log, self._locks, self._statistics, clock, keep_key_file)
+        self._puts = Puts(self._stack, self._locks, self._check_open)
         self._stack.open()
         self._maintenance = Maintenance(self) if background else None
         if self._maintenance is not None:
@@ -257,14 +257,14 @@ class CacheManager:
         """
         if key != entry.key:
             check_key(key)
-        return self._store([(key, entry)])[0]
+        return self._put([(key, entry)])[0]
 
     def put_many(self, entries: Sequence[CacheEntry]) -> list[StoredIn]:
         """Store entries under their own keys, in one commit for each tier.
 
         Of equal keys the last one counts.
         """
-        return self._store([(entry.key, entry) for entry in entries]) if entries else []
+        return self._put([(entry.key, entry) for entry in entries]) if entries else []
 
     def delete(self, key: str) -> bool:
         """Remove an entry from every tier; whether any held it."""
@@ -427,40 +427,12 @@ class CacheManager:
         self._stack.drop_evicted(outcome)
         return Lookup(entry, served_by)
 
-    def _store(self, entries: Sequence[tuple[str, CacheEntry]]) -> list[StoredIn]:
+    def _put(self, entries: Sequence[tuple[str, CacheEntry]]) -> list[StoredIn]:
         self._check_open()
-        sealed = [self.encryptor.seal(entry.username, entry.password) for _, entry in entries]
-        with self._locks.hold_many(key for key, _ in entries):
-            self._check_open()
-            changes: dict[str, CacheEntry] = {}
-            for (key, entry), token in zip(entries, sealed, strict=True):
-                failures = 0
-                if entry.health_status is not HealthStatus.HEALTHY:
-                    # Only a success starts the count over; being found again on a list is none.
-                    failures = max(entry.failure_count, self._failures_of(key, changes.get(key)))
-                changes[key] = stamped(entry, key, self._stack.versions.next(), failures, token)
-            outcome = self._stack.write(list(changes.items()))
-            pushed_out = {tier: set(outcome.evicted.get(tier, ())) for tier in outcome.stored_in}
-            if self._stack.l1.enabled:
-                pushed_out[CacheTierType.L1] = set()
-                for entry in changes.values():
-                    pushed_out[CacheTierType.L1].update(self._stack.put_in_l1(entry))
-        self._stack.drop_evicted(outcome)
-        authority = self._stack.disk.authority
-        gone = set() if authority is None else pushed_out.get(authority.name, set())
-        # A batch may push out what it has just brought in.
-        return [
-            () if key in gone else tuple(sorted(tier for tier, keys in pushed_out.items() if key not in keys))
-            for key, _ in entries
-        ]
-
-    def _failures_of(self, key: str, entry: CacheEntry | None) -> int:
-        try:
-            entry = entry or self._stack.current(key)
-        except CacheUnavailableError:
-            # A put must not fail because a tier cannot tell what it would replace.
-            return 0
-        return 0 if entry is None or self._stack.is_expired(entry) else entry.failure_count
+        seal = self.encryptor.seal
+        return self._puts.put(
+            [NewEntry(key, entry, seal(entry.username, entry.password)) for key, entry in entries]
+        )
 
     def _expire(self, keys: Iterable[str]) -> int:
         with self._locks.hold_many(keys) as held:

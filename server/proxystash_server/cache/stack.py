@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from proxystash_server.cache.access_log import AccessLog, combine
@@ -120,6 +120,19 @@ class TierStack:
         """The entry as it is now, expired or not, without using it."""
         return self.find(key)[0]
 
+    def failures_of(self, keys: Iterable[str]) -> dict[str, int]:
+        """The failure counts of the live entries among `keys`, as far as the tiers can tell."""
+        found: list[CacheEntry] = []
+        below: list[str] = []
+        for key in keys:
+            entry = self.l1.get(key)
+            if entry is None:
+                below.append(key)
+            else:
+                found.append(entry)
+        found += self.disk.peek(below).values()
+        return {entry.key: entry.failure_count for entry in found if not self.is_expired(entry)}
+
     def write(self, changes: Sequence[Change]) -> WriteOutcome:
         """Make changes on disk; puts into L1 are the caller's, afterwards."""
         if self.access_log.has_uses and any(
@@ -132,10 +145,10 @@ class TierStack:
             self.access_log.discard(key)
         return outcome
 
-    def put_in_l1(self, entry: CacheEntry) -> list[str]:
-        """Store an entry in memory, count what that pushes out, and return its keys."""
+    def put_in_l1(self, *entries: CacheEntry) -> list[str]:
+        """Store entries in memory, count what that pushes out, and return its keys."""
         started = time.perf_counter_ns()
-        evicted = self.l1.store(entry.key, entry)
+        evicted = [key for entry in entries for key in self.l1.store(entry.key, entry)]
         self._statistics.latency(CacheTierType.L1, "write").record(time.perf_counter_ns() - started)
         if evicted:
             demoted = len(evicted) if self.disk.authority is not None else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from proxystash.models import HealthStatus
 from proxystash_server.cache.access_log import Access
@@ -35,8 +36,7 @@ class EntryFilter:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+class Write(NamedTuple):
     """One change to one key: an entry to store, or None to remove what is there.
 
     `version` numbers the change. `for_backlog` marks it as one that the other disk tier has missed.
@@ -48,8 +48,7 @@ class Write:
     for_backlog: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Applied:
+class Applied(NamedTuple):
     """What a write found and caused: whether the key was held before, and which keys had to make room."""
 
     existed: bool
