@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import TypeVar
 
 from tests.benchmarks.results import Measurement, Row
@@ -23,6 +24,10 @@ class Bench:
     quick: bool
     started: float = field(default_factory=time.monotonic)
 
+    def new_folder(self) -> Path:
+        """A folder of its own for a store, on the disk that the checkout is on."""
+        return Path(mkdtemp(dir=self.folder))
+
     @property
     def rounds(self) -> int:
         """How many rounds of each comparison."""
@@ -37,8 +42,7 @@ class Bench:
         print(f"{time.monotonic() - self.started:6.0f} s  {text}", file=sys.stderr, flush=True)
 
     def interleave(self, actions: Mapping[str, Callable[[], Figures]], rounds: int = 0) -> dict[str, Series]:
-        """Interleaved rounds of the actions, as many as usual."""
-        self.tell(f"  {rounds or self.rounds} rounds of {', '.join(actions)}")
+        """Interleaved rounds of the actions, as many as usual if not told otherwise."""
         return interleave(actions, rounds or self.rounds)
 
 

@@ -1,4 +1,4 @@
-"""Made-up proxies, and the files of requests that the load generators send."""
+"""Made-up proxies as messages, and the files of requests that the load generators send."""
 
 from __future__ import annotations
 
@@ -10,26 +10,8 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from proxystash.proxies import cache_key
 from proxystash.v1 import cache_service_pb2 as pb
-
-COUNTRIES = ("DE", "FR", "NL", "PL", "SE")
-SOURCE = "bench"
-
-
-def proxy_url(number: int) -> str:
-    """The URL of a made-up proxy; `number` up to 16 million."""
-    return f"http://10.{number >> 16}.{number >> 8 & 255}.{number & 255}:8080"
-
-
-def key_of(number: int) -> str:
-    """The key of a made-up proxy."""
-    return cache_key(proxy_url(number))
-
-
-def labels_of(number: int) -> dict[str, str]:
-    """What a made-up proxy can be selected by."""
-    return {"country": COUNTRIES[number % len(COUNTRIES)]}
+from tests.benchmarks.made_up import SOURCE, labels_of, proxy_url
 
 
 def entry_message(number: int) -> pb.CacheEntry:

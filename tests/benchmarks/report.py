@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tests.benchmarks.results import Goal, Result, State
+from tests.benchmarks.text import number
 
 HEADINGS = ("what", "against", "how", "goal", "measured", "rounds", "")
 
@@ -18,18 +19,11 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(rendered)
 
 
-def number(value: float, unit: str) -> str:
-    """A figure with as many digits as mean something."""
-    size = abs(value)
-    text = f"{value:,.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.2f}"
-    return f"{text}×" if unit == "×" else f"{text} {unit}"
-
-
 def goal_text(goal: Goal | None, unit: str) -> str:
     """The bound, as the design has it."""
     if goal is None:
         return "–"
-    bound = f"{goal.bound:g}×" if unit == "×" else f"{goal.bound:g} {unit}"
+    bound = f"{goal.bound:g} {unit}" if unit[0].isalpha() else f"{goal.bound:g}{unit}"
     return f"{'≥' if goal.at_least else '≤'} {bound}"
 
 

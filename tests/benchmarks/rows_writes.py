@@ -11,8 +11,8 @@ from proxystash.v1 import cache_service_pb2 as pb
 from tests.benchmarks.bench import Bench, Theme
 from tests.benchmarks.messages import entry_message, write_batch_puts, write_puts
 from tests.benchmarks.results import Measurement, Row, at_least
-from tests.benchmarks.rounds import Figures, ratio, spread
-from tests.benchmarks.rpc_loads import distinct
+from tests.benchmarks.rounds import Figures, spread
+from tests.benchmarks.rpc_loads import compare_rates, distinct
 from tests.benchmarks.servers import noop, proxystash
 
 BATCH = 500
@@ -23,7 +23,7 @@ _ROWS = (
     Row(
         "put",
         "Put, durable, 16 in flight: requests/s",
-        "a no-op handler that returns the same answer",
+        "a no-op handler with the same answer",
         "ghz, 1 connection, distinct keys into an empty store",
         at_least(0.60),
         needs=("ghz",),
@@ -39,7 +39,7 @@ _ROWS = (
     Row(
         "put-full",
         "Put, durability = full, 16 in flight: requests/s",
-        "a no-op handler that returns the same answer",
+        "a no-op handler with the same answer",
         "as Put",
         needs=("ghz",),
     ),
@@ -60,14 +60,15 @@ _RATIOS = {
 
 def _measure(bench: Bench, wanted: frozenset[str]) -> Mapping[str, Measurement]:
     puts, batches, full_puts = bench.size(5000, 1500), bench.size(40, 16), bench.size(2000, 500)
-    put_file = write_puts(bench.folder / "puts.json", puts)
-    batch_file = write_batch_puts(bench.folder / "batch_puts.json", batches, BATCH)
+    folder = bench.new_folder()
+    put_file = write_puts(folder / "puts.json", puts)
+    batch_file = write_batch_puts(folder / "batch_puts.json", batches, BATCH)
     with (
-        proxystash(bench.folder / "writes") as ours,
-        proxystash(bench.folder / "writes-full", "--durability", "full") as full,
+        proxystash(folder / "writes") as ours,
+        proxystash(folder / "writes-full", "--durability", "full") as full,
     ):
         answers = {"Put": ours.stub.Put(pb.PutRequest(entry=entry_message(0)))}
-        with noop(bench.folder / "put-answers", answers) as theirs:
+        with noop(folder / "put-answers", answers) as theirs:
             actions: dict[str, Callable[[], Figures]] = {
                 "put": distinct(ours, "Put", put_file, puts, entries=puts),
                 "no-op put": distinct(theirs, "Put", put_file, puts),
@@ -80,15 +81,12 @@ def _measure(bench: Bench, wanted: frozenset[str]) -> Mapping[str, Measurement]:
                     concurrency=_BATCHES_IN_FLIGHT,
                 ),
                 "put full": distinct(full, "Put", put_file, full_puts, entries=full_puts),
-                "fsync": lambda: {"us": _fsync_us(bench.folder / "appended")},
+                "fsync": lambda: {"us": _fsync_us(folder / "appended")},
             }
             used = {name for row in wanted for name in _RATIOS.get(row, (row,))[:2]}
+            bench.tell(f"  {', '.join(used)}")
             measured = bench.interleave({name: action for name, action in actions.items() if name in used})
-    found: dict[str, Measurement] = {}
-    for row, (one, other, factor) in _RATIOS.items():
-        if row in wanted:
-            figure = ratio(measured[one]["per_second"], measured[other]["per_second"], factor)
-            found[row] = Measurement(figure, {name: measured[name] for name in (one, other)})
+    found = {row: compare_rates(measured, *_RATIOS[row]) for row in wanted & _RATIOS.keys()}
     if "fsync" in wanted:
         us = spread(measured["fsync"]["us"])
         found["fsync"] = Measurement(

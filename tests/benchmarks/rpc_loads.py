@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import median
 
 from proxystash.v1 import cache_service_pb2 as pb
 from tests.benchmarks.loads import Load, LoadError, ghz, h2load
 from tests.benchmarks.processes import CpuMeter
-from tests.benchmarks.rounds import Figures
+from tests.benchmarks.results import Measurement
+from tests.benchmarks.rounds import Figures, Series, ratio
 from tests.benchmarks.servers import Server
+from tests.benchmarks.text import beside, number
 
 IN_FLIGHT = 16
 
@@ -57,3 +60,18 @@ def metered(server: Server, requests: int, run: Callable[[], Load]) -> Figures:
     load = run()
     figures = {"per_second": load.per_second, "server_cpu_us": meter.used() / requests * 1e6}
     return figures | {"p99_ms": load.p99 * 1e3} if load.p99 else figures
+
+
+def compare_rates(measured: Mapping[str, Series], ours: str, theirs: str, factor: float = 1) -> Measurement:
+    """One load's rate by another's, where each request of the first is worth `factor`.
+
+    Also by CPU time of the server, which noisy neighbours disturb least.
+    """
+    one, other = measured[ours], measured[theirs]
+    cpu = factor * median(other["server_cpu_us"]) / median(one["server_cpu_us"])
+    rates = beside(factor * median(one["per_second"]), median(other["per_second"]), "/s")
+    return Measurement(
+        ratio(one["per_second"], other["per_second"], factor),
+        {ours: one, theirs: other},
+        f"{rates}; by the server's CPU time {number(cpu, '×')}",
+    )

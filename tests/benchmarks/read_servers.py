@@ -1,0 +1,56 @@
+"""A server of ours with entries in memory, and the no-op server with its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from proxystash.v1 import cache_service_pb2 as pb
+from tests.benchmarks.bench import Bench
+from tests.benchmarks.loads import LoadError
+from tests.benchmarks.made_up import key_of
+from tests.benchmarks.messages import entry_message, write_framed
+from tests.benchmarks.servers import Server, noop, proxystash
+
+BATCH = 100
+
+
+@dataclass(frozen=True)
+class ReadServers:
+    """Both, and the requests that both are sent: a Get, and a BatchGet of 100."""
+
+    ours: Server
+    theirs: Server
+    get: Path
+    batch: Path
+
+
+@contextmanager
+def read_servers(bench: Bench) -> Iterator[ReadServers]:
+    """Both servers, whose answers are checked before and after."""
+    get = pb.GetRequest(key=key_of(0))
+    batch = pb.BatchGetRequest(keys=[key_of(number) for number in range(BATCH)])
+    folder = bench.new_folder()
+    with proxystash(folder / "data") as ours:
+        entries = [entry_message(number) for number in range(BATCH)]
+        ours.stub.BatchPut(pb.BatchPutRequest(entries=entries))
+        answers = {"Get": ours.stub.Get(get), "BatchGet": ours.stub.BatchGet(batch)}
+        with noop(folder / "answers", answers) as theirs:
+            _check(ours, theirs, get, batch)
+            yield ReadServers(
+                ours,
+                theirs,
+                write_framed(folder / "get.bin", get),
+                write_framed(folder / "batch_get.bin", batch),
+            )
+            _check(ours, theirs, get, batch)
+
+
+def _check(ours: Server, theirs: Server, get: pb.GetRequest, batch: pb.BatchGetRequest) -> None:
+    for server in (ours, theirs):
+        answers = [server.stub.Get(get), *server.stub.BatchGet(batch).results]
+        for answer, key in zip(answers, [get.key, *batch.keys], strict=True):
+            if answer.entry.key != key or answer.served_by != pb.TIER_L1:
+                raise LoadError(f"{key} was answered with {answer}")
