@@ -28,6 +28,17 @@ APPLICATION_ID = 0x70737448
 FORMAT_VERSION = 1
 # How long a writer waits for another process before the tier counts as failing.
 _BUSY_TIMEOUT_SECONDS = 1.0
+# Holds what a transaction of 1,000 entries changes among a million, and the upper levels of the indexes.
+_WRITER_CACHE_BYTES = 16 * 1024 * 1024
+# From here on, `checkpoint` has work to do. A longer log means fewer copies of the same page and fewer syncs,
+# and a little more for readers to look through.
+_LOG_LIMIT_BYTES = 16 * 1024 * 1024
+# From here on, it is done by writers if nobody else does, or if whoever does cannot keep up.
+_LOG_BACKSTOP_PAGES = 32 * 1024
+# How often a checkpoint goes after what was written during the one before, and how little is left to the last
+# one, for which writers wait.
+_CHECKPOINT_ROUNDS = 4
+_FEW_PAGES = 500
 
 SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -175,6 +186,31 @@ class Database:
             else:
                 connection.close()
 
+    def checkpoint(self) -> None:
+        """Copy the log into the file and let it start over, if it has become long. Raises TierError.
+
+        Nobody waits while most of it is copied, and writers only while the little follows that they wrote
+        meanwhile.
+        """
+        if not self._log_is_long():
+            return
+        with self.reader() as connection:
+            before = 0
+            for _ in range(_CHECKPOINT_ROUNDS):
+                length = _checkpoint(connection)
+                if length - before < _FEW_PAGES:
+                    break
+                before = length
+            with self._commits.lock:
+                _checkpoint(connection)
+
+    def _log_is_long(self) -> bool:
+        # With the journal size limit, the first commit after a whole checkpoint cuts the file off there.
+        try:
+            return _companions(self.path)[0].stat().st_size > _LOG_LIMIT_BYTES
+        except OSError:
+            return False
+
     def read_meta_offline(self, name: str) -> object:
         """One value of the meta table of a file that is not open, changing nothing; None if there is none."""
         with translated():
@@ -217,6 +253,9 @@ class Database:
                     "Use a newer release"
                 )
             writer.execute("PRAGMA journal_mode = WAL")
+            writer.execute(f"PRAGMA journal_size_limit = {_LOG_LIMIT_BYTES}")
+            writer.execute(f"PRAGMA wal_autocheckpoint = {_LOG_BACKSTOP_PAGES}")
+            writer.execute(f"PRAGMA cache_size = {-_WRITER_CACHE_BYTES // 1024}")
             if not tables:
                 writer.executescript(
                     f"BEGIN; {SCHEMA}"
@@ -323,6 +362,12 @@ class Database:
             if not any(candidate.exists() for candidate in (path, *_companions(path))):
                 return path
             number += 1
+
+
+def _checkpoint(connection: sqlite3.Connection) -> int:
+    """Copy of the log into the file what its readers allow, waiting for nobody; the pages in the log."""
+    _, length, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    return int(length)
 
 
 def _companions(path: Path) -> tuple[Path, Path]:

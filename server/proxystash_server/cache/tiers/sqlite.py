@@ -30,8 +30,10 @@ _SELECT_MANY = f"SELECT {_READ} FROM entries WHERE key IN (SELECT value FROM jso
 _SELECT_IDS = "SELECT key, id FROM entries WHERE key IN (SELECT value FROM json_each(?))"
 _SELECT_ID = "SELECT key, id FROM entries WHERE key = ?"
 _INSERT = f"INSERT INTO entries ({COLUMNS}, scheme, recency) VALUES ({', '.join('?' * 17)})"
-# Not INSERT OR REPLACE: an entry that is put again keeps its id, and with it its place in FIFO's order.
-_UPDATE = f"UPDATE entries SET ({COLUMNS}, scheme, recency) = ({', '.join('?' * 17)}) WHERE id = ?"
+# Not INSERT OR REPLACE: an entry that is put again keeps its id, and with it its place in FIFO's order. Its
+# key is not set again, or SQLite would also write it to the index again.
+_REPLACED = f"{COLUMNS}, scheme, recency".removeprefix("key, ")
+_UPDATE = f"UPDATE entries SET ({_REPLACED}) = ({', '.join('?' * 16)}) WHERE id = ?"
 _TOUCH = (
     "UPDATE entries SET recency = iif(access_count < ?1, ?4, recency), access_count = ?1, "
     "last_accessed = ?2, evicted_from_l1 = ?3 WHERE key = ?5 AND version = ?6"
@@ -280,6 +282,10 @@ class SQLiteCacheTier(DurableTier):
 
         return self._database.write(change)
 
+    def maintain(self) -> None:
+        """Bring the log into the database file once it is long."""
+        self._database.checkpoint()
+
     def extend_backlog(self, marks: Mapping[str, int]) -> None:
         rows = list(marks.items())
         self._database.write(lambda connection: connection.executemany(_MARK, rows))
@@ -306,7 +312,7 @@ class SQLiteCacheTier(DurableTier):
             elif place is None:
                 inserted.append(row)
             else:
-                replaced.append((*row, place))
+                replaced.append((*row[1:], place))
         one_key_each = len({write.key for write in writes}) == len(writes)
         if len(writes) > 1 and not (one_key_each and self._room_in_transaction(len(inserted))):
             # What one of them finds or makes go depends on those before it.

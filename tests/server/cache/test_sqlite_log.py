@@ -1,0 +1,129 @@
+"""The write-ahead log of the SQLite backend: who copies it into the file, and when it starts over."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from proxystash_server.cache import CacheTierType, SQLiteCacheTier
+from proxystash_server.cache.tiers import database
+from proxystash_server.cache.tiers.base import Write
+from proxystash_server.cache.tiers.sqlite import _UPDATE
+from tests.server.cache.durable_tier_contract import ENCRYPTOR
+from tests.server.cache.support import stored
+from tests.server.cache.tier_contract import UNBOUNDED
+
+_LIMIT = 64 * 1024
+_PAGE = 4096
+
+OpenTier = Callable[[], SQLiteCacheTier]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "store.db"
+
+
+@pytest.fixture
+def open_tier(path: Path) -> Iterator[OpenTier]:
+    opened: list[SQLiteCacheTier] = []
+
+    def open_tier() -> SQLiteCacheTier:
+        tier = SQLiteCacheTier(UNBOUNDED, CacheTierType.L3, path, ENCRYPTOR)
+        tier.open()
+        opened.append(tier)
+        return tier
+
+    yield open_tier
+    for tier in opened:
+        tier.close()
+
+
+def _fill(tier: SQLiteCacheTier, start: int, stop: int) -> None:
+    tier.apply([Write(f"{number:05}", stored(f"{number:05}")) for number in range(start, stop)])
+
+
+def _log_bytes(path: Path) -> int:
+    return path.with_name(path.name + "-wal").stat().st_size
+
+
+def test_writers_leave_the_log_to_maintenance(open_tier: OpenTier, path: Path) -> None:
+    tier = open_tier()
+    before = path.stat().st_size
+    for start in range(0, 5000, 10):
+        _fill(tier, start, start + 10)
+    # SQLite's own default would have them copy it from here on.
+    assert _log_bytes(path) > 1000 * _PAGE
+    assert path.stat().st_size == before
+
+
+def test_a_short_log_is_left_alone(open_tier: OpenTier, path: Path) -> None:
+    tier = open_tier()
+    _fill(tier, 0, 100)
+    before = path.stat().st_size
+    tier.maintain()
+    assert path.stat().st_size == before
+
+
+def test_maintenance_copies_a_long_log_and_lets_it_start_over(
+    open_tier: OpenTier, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_LOG_LIMIT_BYTES", _LIMIT)
+    tier = open_tier()
+    _fill(tier, 0, 1000)
+    assert _log_bytes(path) > _LIMIT
+    tier.maintain()
+    # All of it is in the file now, which is seen by whoever reads that alone.
+    with closing(sqlite3.connect(f"{path.as_uri()}?immutable=1", uri=True)) as connection:
+        assert connection.execute("SELECT count(*) FROM entries").fetchone() == (1000,)
+    _fill(tier, 1000, 1001)
+    assert _log_bytes(path) <= _LIMIT
+    assert tier.size() == 1001
+    assert tier.get("00999") is not None
+
+
+def test_a_reader_does_not_stop_maintenance_and_goes_on_to_see_what_it_saw(
+    open_tier: OpenTier, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_LOG_LIMIT_BYTES", _LIMIT)
+    tier = open_tier()
+    _fill(tier, 0, 1000)
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT count(*) FROM entries").fetchone() == (1000,)
+        _fill(tier, 1000, 2000)
+        tier.maintain()
+        assert reader.execute("SELECT count(*) FROM entries").fetchone() == (1000,)
+    tier.maintain()
+    _fill(tier, 2000, 2001)
+    assert _log_bytes(path) <= _LIMIT
+
+
+def test_without_maintenance_the_log_does_not_grow_for_ever(
+    open_tier: OpenTier, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_LOG_BACKSTOP_PAGES", 100)
+    tier = open_tier()
+    sizes = []
+    for start in range(0, 10_000, 100):
+        _fill(tier, start, start + 100)
+        sizes.append(_log_bytes(path))
+    assert max(sizes) < 200 * _PAGE
+
+
+def test_a_replacement_does_not_touch_the_index_of_the_keys(open_tier: OpenTier, path: Path) -> None:
+    open_tier()
+    with closing(sqlite3.connect(path)) as connection:
+        written = {
+            row[3] for row in connection.execute(f"EXPLAIN {_UPDATE}", (None,) * 17) if row[1] == "OpenWrite"
+        }
+        names = {
+            name
+            for name, page in connection.execute("SELECT name, rootpage FROM sqlite_schema")
+            if page in written
+        }
+    assert names == {"entries", "entries_by_expiry"}
