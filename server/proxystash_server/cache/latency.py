@@ -57,7 +57,10 @@ class LatencyWindow:
         """Count one duration."""
         bucket = _bucket(nanoseconds)
         with self._lock:
-            place = self._advance()
+            now = int(self._monotonic() / _SLICE_SECONDS)
+            if now > self._current:
+                self._advance(now)
+            place = self._current % _WINDOW_SLICES
             counts = self._slices[place]
             counts[bucket] = counts.get(bucket, 0) + 1
             if nanoseconds > self._longest[place]:
@@ -67,7 +70,7 @@ class LatencyWindow:
         """The last minute in three numbers."""
         total: dict[int, int] = {}
         with self._lock:
-            self._advance()
+            self._advance(int(self._monotonic() / _SLICE_SECONDS))
             longest = max(self._longest)
             for counts in self._slices:
                 for bucket, count in counts.items():
@@ -81,13 +84,11 @@ class LatencyWindow:
             max_us=longest / 1000,
         )
 
-    def _advance(self) -> int:
-        now = int(self._monotonic() / _SLICE_SECONDS)
+    def _advance(self, now: int) -> None:
         for passed in range(max(self._current + 1, now - _WINDOW_SLICES + 1), now + 1):
             self._slices[passed % _WINDOW_SLICES] = {}
             self._longest[passed % _WINDOW_SLICES] = 0
         self._current = max(self._current, now)
-        return self._current % _WINDOW_SLICES
 
 
 def _percentile(ordered: list[tuple[int, int]], fraction: float) -> int:

@@ -43,6 +43,7 @@ class DiskLevel:
         self.breaker = breaker
         self.name = tier.tier_type
         self._statistics = statistics
+        self._latencies = {kind: statistics.latency(self.name, kind) for kind in ("read", "write")}
         self._lock = threading.Lock()
         self._missed: dict[str, int] = {}
         self._missed_uses: dict[str, Access] = {}
@@ -60,7 +61,7 @@ class DiskLevel:
     @property
     def works(self) -> bool:
         """Whether the tier takes part in reads and writes now."""
-        return self.enabled and not self.breaker.is_open and EVERYTHING not in self._missed
+        return self.tier.enabled and not self.breaker.is_open and EVERYTHING not in self._missed
 
     @property
     def is_complete(self) -> bool:
@@ -69,7 +70,13 @@ class DiskLevel:
 
     def serves(self, key: str) -> bool:
         """Whether the tier may be read for `key`."""
-        return self.works and key not in self._missed
+        # What `works` says, written out: every lookup below L1 asks.
+        missed = self._missed
+        return (
+            self.tier.enabled
+            and not self.breaker.is_open
+            and (not missed or (key not in missed and EVERYTHING not in missed))
+        )
 
     def missed(self) -> dict[str, int]:
         """The backlog: keys and the versions of the changes that were missed."""
@@ -140,7 +147,7 @@ class DiskLevel:
             self._record_failure(kind, error)
             return False, default
         self.breaker.record_success(kind)
-        self._statistics.latency(self.name, kind).record(time.perf_counter_ns() - started)
+        self._latencies[kind].record(time.perf_counter_ns() - started)
         return True, result
 
     def write(

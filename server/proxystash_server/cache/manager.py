@@ -52,6 +52,13 @@ class Lookup(NamedTuple):
     served_by: CacheTierType | None
 
 
+class Lookups(NamedTuple):
+    """What several gets found, each as in Lookup."""
+
+    entries: list[CacheEntry | None]
+    served_by: list[CacheTierType | None]
+
+
 class Invalidation(NamedTuple):
     """What recording a failure did."""
 
@@ -196,8 +203,8 @@ class CacheManager:
     # -- reading
 
     def get(self, key: str) -> CacheEntry | None:
-        """The entry after this use, or None."""
-        return self.lookup(key).entry
+        """The entry after this use, or None; raises as `lookup` does."""
+        return self.lookup(key)[0]
 
     def lookup(self, key: str) -> Lookup:
         """The entry after this use, and the tier that held it.
@@ -216,7 +223,7 @@ class CacheManager:
             self._l1_latency.record(time.perf_counter_ns() - started)
         return _found_in_l1(entry)
 
-    def lookup_many(self, keys: Sequence[str]) -> list[Lookup]:
+    def lookup_many(self, keys: Sequence[str]) -> Lookups:
         """A lookup of each key, in order; not atomic across keys.
 
         Raises InvalidEntryError if one of them is no usable key, and then looks none up.
@@ -229,10 +236,11 @@ class CacheManager:
         found = self._l1.hit_many(keys, self._clock())
         if found and all(found):
             self._l1_latency.record((time.perf_counter_ns() - started) // len(found))
-        return [
-            self.lookup(key) if entry is None else _found_in_l1(entry)
-            for key, entry in zip(keys, found, strict=True)
-        ]
+        served_by: list[CacheTierType | None] = [_L1] * len(found)
+        for place, entry in enumerate(found):
+            if entry is None:
+                found[place], served_by[place] = self._lookup_below(keys[place])
+        return Lookups(found, served_by)
 
     def list_entries(self, after: str, limit: int, entry_filter: EntryFilter) -> list[CacheEntry]:
         """The first `limit` live entries that match, by key, from the first key greater than `after`.

@@ -10,8 +10,9 @@ import sqlite3
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
 from proxystash_server.cache.config import Durability
@@ -82,8 +83,39 @@ def translated() -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError) as error:
-        lost = isinstance(error, sqlite3.Error) and _is_damage(error)
-        raise (TierLostError if lost else TierError)(f"{type(error).__name__}: {error}") from error
+        raise _tier_error(error) from error
+
+
+def _tier_error(error: sqlite3.Error | OSError) -> TierError:
+    lost = isinstance(error, sqlite3.Error) and _is_damage(error)
+    return (TierLostError if lost else TierError)(f"{type(error).__name__}: {error}")
+
+
+class _Reader:
+    """A connection for reading, borrowed for a `with` block.
+
+    Written out: every lookup below L1 has one, and a generator would cost as much as the query.
+    """
+
+    __slots__ = ("_connection", "_database", "_generation")
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def __enter__(self) -> sqlite3.Connection:
+        self._connection, self._generation = self._database.lend()
+        return self._connection
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._database.take_back(self._connection, self._generation)
+        else:
+            self._connection.close()
+            if isinstance(error, sqlite3.Error | OSError):
+                self._database.note_damage(error)
+                raise _tier_error(error) from error
 
 
 class Database:
@@ -164,27 +196,31 @@ class Database:
         """Whether a transaction is under way."""
         return self._commits.lock.locked()
 
-    @contextmanager
-    def reader(self) -> Iterator[sqlite3.Connection]:
+    def reader(self) -> AbstractContextManager[sqlite3.Connection]:
         """A connection for reading, which sees everything committed before; raises TierError."""
+        return _Reader(self)
+
+    def lend(self) -> tuple[sqlite3.Connection, int]:
+        """A connection to read with, to be taken back with the number beside it; raises TierError."""
         if self._writer is None:
             raise TierError("the database is closed")
-        with translated():
-            generation = self._generation
-            try:
-                connection = self._readers.pop()
-            except IndexError:
-                connection = self._new_connection(self.path)
-            try:
-                yield connection
-            except sqlite3.Error as error:
-                connection.close()
-                self._damaged = self._damaged or _is_damage(error)
-                raise
-            if generation == self._generation:
-                self._readers.append(connection)
-            else:
-                connection.close()
+        generation = self._generation
+        try:
+            return self._readers.pop(), generation
+        except IndexError:
+            with translated():
+                return self._new_connection(self.path), generation
+
+    def take_back(self, connection: sqlite3.Connection, generation: int) -> None:
+        """Keep a lent connection for the next reader, unless the database was closed meanwhile."""
+        if generation == self._generation:
+            self._readers.append(connection)
+        else:
+            connection.close()
+
+    def note_damage(self, error: Exception) -> None:
+        """Remember that the file is damaged, if that is what `error` says."""
+        self._damaged = self._damaged or (isinstance(error, sqlite3.Error) and _is_damage(error))
 
     def checkpoint(self) -> None:
         """Copy the log into the file and let it start over, if it has become long. Raises TierError.
@@ -275,7 +311,7 @@ class Database:
             timeout=_BUSY_TIMEOUT_SECONDS,
             isolation_level=None,
             check_same_thread=False,
-            cached_statements=64,
+            cached_statements=128,
         )
         # Text that is none must not fail a whole query: it fails its row's checksum instead.
         connection.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
@@ -298,7 +334,8 @@ class Database:
                 reach("sqlite.before_commit")
                 writer.execute("COMMIT")
             except BaseException as error:
-                self._damaged = self._damaged or (isinstance(error, sqlite3.Error) and _is_damage(error))
+                if isinstance(error, Exception):
+                    self.note_damage(error)
                 self._after_commit(False)
                 if writer.in_transaction:
                     writer.execute("ROLLBACK")
