@@ -18,6 +18,7 @@ from pathlib import Path
 from tests.benchmarks import machine
 from tests.benchmarks.bench import Bench, Theme
 from tests.benchmarks.catalogue import THEMES
+from tests.benchmarks.publish import publish
 from tests.benchmarks.report import summary, table
 from tests.benchmarks.results import CannotRunError, Measurement, Result
 from tests.benchmarks.run_file import Run, write_run
@@ -26,7 +27,10 @@ from tests.benchmarks.tools import ROOT, find_tool
 
 def main(arguments: list[str]) -> int:
     """Run what was asked for; the exit code."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.publish and options.rows != "*":
+        parser.error("--publish is for a run of all rows")
     if options.list:
         for theme in THEMES:
             print(f"{theme.title}:")
@@ -47,6 +51,8 @@ def main(arguments: list[str]) -> int:
         print("interrupted; everything was stopped", file=sys.stderr)
         return 130
     write_run(options.json, run)
+    if options.publish:
+        publish(run)
     print(table(run.results))
     print(f"\n{summary(run.results)}; all figures are in {options.json}")
     return 0
@@ -62,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         "--rows", default="*", metavar="PATTERN", help="only rows of these names, such as 'get*'"
     )
     parser.add_argument("--json", type=Path, default=ROOT / "build/bench.json", metavar="FILE")
+    parser.add_argument("--publish", action="store_true", help="also put the run into docs/performance.md")
     parser.add_argument("--list", action="store_true", help="name the rows and do nothing")
     return parser
 

@@ -36,9 +36,14 @@ def h2load(target: str, method: str, request: Path, requests: int, *, streams: i
     h2load knows nothing of gRPC: it counts an answer with an error status as a success. The caller checks.
     """
     output = _run(h2load_command(target, method, request, "-n", str(requests), "-m", str(streams)))
+    return read_h2load(output, requests)
+
+
+def read_h2load(output: str, requests: int) -> Load:
+    """What h2load printed; raises LoadError unless every request was answered."""
     finished, counts = _FINISHED.search(output), _REQUESTS.search(output)
     if finished is None or counts is None or (int(counts[1]), counts[2], counts[3]) != (requests, "0", "0"):
-        raise LoadError(f"h2load of {method}:\n{output}")
+        raise LoadError(f"not all requests were answered:\n{output}")
     return Load(float(finished[1]))
 
 
@@ -54,11 +59,14 @@ def ghz(target: str, method: str, requests: Path, count: int, *, concurrency: in
     output = _run(
         ghz_command(target, method, requests, "-n", str(count), "-c", str(concurrency), "-O", "json")
     )
+    return read_ghz(output, count)
+
+
+def read_ghz(output: str, requests: int) -> Load:
+    """What ghz printed as JSON; raises LoadError unless every answer was OK."""
     report: dict[str, Any] = json.loads(output)
-    if report["statusCodeDistribution"] != {"OK": count}:
-        raise LoadError(
-            f"ghz of {method}: {report['statusCodeDistribution']} {report.get('errorDistribution')}"
-        )
+    if report["statusCodeDistribution"] != {"OK": requests}:
+        raise LoadError(f"ghz: {report['statusCodeDistribution']} {report.get('errorDistribution')}")
     latencies = {point["percentage"]: point["latency"] / 1e9 for point in report["latencyDistribution"]}
     return Load(report["rps"], latencies[99])
 

@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tests.benchmarks.results import Goal, Result, State
-from tests.benchmarks.text import number
+from tests.benchmarks.text import markdown_table, number
 
 HEADINGS = ("what", "against", "how", "goal", "measured", "rounds", "")
 
 
 def table(results: Sequence[Result]) -> str:
-    """A Markdown table, its columns aligned so that it also reads well in a terminal."""
-    lines = [HEADINGS, *map(_cells, results)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
-    rendered = [_line(line, widths) for line in lines]
-    rendered.insert(1, "| " + " | ".join("-" * max(3, width) for width in widths) + " |")
-    return "\n".join(rendered)
+    """One line for each row, in Markdown."""
+    return markdown_table([HEADINGS, *map(_cells, results)])
 
 
 def goal_text(goal: Goal | None, unit: str) -> str:
@@ -43,8 +39,3 @@ def _cells(result: Result) -> tuple[str, ...]:
     state = "" if row.goal is None else str(result.state)
     remark = "; ".join(text for text in (state, measured.remark) if text)
     return (*facts, number(found.value, row.unit), rounds, remark)
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    padded = (cell.ljust(max(3, width)) for cell, width in zip(cells, widths, strict=True))
-    return "| " + " | ".join(padded) + " |"

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 
 from tests.benchmarks.bench import Bench, Theme
+from tests.benchmarks.growth_operations import CALLS, CLEAR, RARE, TITLES
 from tests.benchmarks.results import Measurement, Row, at_most
 from tests.benchmarks.rounds import Series, Spread
 from tests.benchmarks.starts import measure_starts
@@ -18,27 +19,6 @@ BASE = 10_000
 LARGE = 1_000_000
 _QUICK_LARGE = 50_000
 SIZES = (10, BASE, LARGE)
-# Calls in one round. `clear` is measured by itself, since it leaves nothing to measure.
-OPERATIONS = {
-    "l1_get": 5000,
-    "below_get": 200,
-    "l3_get": 200,
-    "miss": 1000,
-    "get_many": 100,
-    "put": 200,
-    "replace": 200,
-    "put_many": 10,
-    "delete": 200,
-    "invalidate": 200,
-    "list_first": 20,
-    "list_deep": 20,
-    "list_label": 20,
-    "statistics": 500,
-    "expiry": 100,
-}
-_RARE = {"list_rare": 5}
-_CLEAR = "clear"
-
 _ROWS = (
     Row(
         "growth",
@@ -91,22 +71,22 @@ def _measure(bench: Bench, wanted: frozenset[str]) -> Mapping[str, Measurement]:
             folder = large_folder if size == large else bench.new_folder()
             workers[size] = stack.enter_context(open_worker("proxystash", folder, size))
             workers[size].fill()
-        operations = (OPERATIONS if "growth" in wanted else {}) | (_RARE if "growth-rare" in wanted else {})
+        operations = (CALLS if "growth" in wanted else {}) | (RARE if "growth-rare" in wanted else {})
         for operation, count in operations.items():
             costs[operation] = _costs(bench, workers, operation, count)
     if starts:
         figures = measure_starts(bench, large_folder, bench.size(5, 2))
         found.update({name: Measurement(spread, raw, remark) for name, (spread, raw) in figures.items()})
     if "growth" in wanted:
-        costs[_CLEAR] = _clear_costs(bench, large, large_folder)
-        found["growth"] = _worst({name: costs[name] for name in (*OPERATIONS, _CLEAR)}, large, remark)
+        costs[CLEAR] = _clear_costs(bench, large, large_folder)
+        found["growth"] = _worst({name: costs[name] for name in (*CALLS, CLEAR)}, large, remark)
     if "growth-rare" in wanted:
-        found["growth-rare"] = _worst({name: costs[name] for name in _RARE}, large, remark)
+        found["growth-rare"] = _worst({name: costs[name] for name in RARE}, large, remark)
     return {name: measurement for name, measurement in found.items() if name in wanted}
 
 
 def _costs(bench: Bench, workers: Mapping[int, Worker], operation: str, count: int) -> dict[int, Series]:
-    bench.tell(f"  {operation}")
+    bench.tell(f"  {TITLES[operation]}")
     actions = {f"{size:,}": worker.measuring(operation, count) for size, worker in workers.items()}
     # The first round finds the caches of the others' stores.
     for warm_up in actions.values():
@@ -117,7 +97,7 @@ def _costs(bench: Bench, workers: Mapping[int, Worker], operation: str, count: i
 
 def _clear_costs(bench: Bench, large: int, large_folder: Path) -> dict[int, Series]:
     """By entry. Every size but the largest is filled and cleared several times."""
-    bench.tell(f"  {_CLEAR}")
+    bench.tell(f"  {TITLES[CLEAR]}")
     costs: dict[int, Series] = {}
     for size, rounds in ((BASE, bench.size(3, 1)), (large, 1)):
         folder = large_folder if size == large else bench.new_folder()
@@ -126,7 +106,7 @@ def _clear_costs(bench: Bench, large: int, large_folder: Path) -> dict[int, Seri
             for _ in range(rounds):
                 if size != large:
                     worker.fill()
-                for figure, value in worker.measure(_CLEAR, 1).items():
+                for figure, value in worker.measure(CLEAR, 1).items():
                     series.setdefault(figure, []).append(value)
             costs[size] = series
     return costs
@@ -144,7 +124,7 @@ def _worst(costs: Mapping[str, dict[int, Series]], large: int, remark: str) -> M
     worst = max(growth, key=lambda operation: growth[operation].value)
     grown, base = (median(costs[worst][size]["wall_us"]) for size in (large, BASE))
     cpu = growth_of(costs[worst], large, "cpu_us").value
-    remarks = [f"{worst}: {beside(grown, base, 'µs')}; by the thread's CPU time {cpu:.2f}×", remark]
+    remarks = [f"{TITLES[worst]}: {beside(grown, base, 'µs')}; by the thread's CPU time {cpu:.2f}×", remark]
     return Measurement(growth[worst], _raw(costs), "; ".join(text for text in remarks if text))
 
 

@@ -118,7 +118,8 @@ def _measure_streams(bench: Bench, wanted: frozenset[str]) -> Mapping[str, Measu
     cpu = 100 - 100 * median(without["server_cpu_us"]) / median(watched["server_cpu_us"])
     remark = (
         f"{beside(median(watched['per_second']), median(without['per_second']), '/s')}; "
-        f"by the server's CPU time {number(cpu, '%')}; the subscribers took {100 * median(watched['subscribers_cpu_share']):.1f}% of a core"
+        f"by the server's CPU time {number(cpu, '%')}; "
+        f"the subscribers took {100 * median(watched['subscribers_cpu_share']):.1f}% of a core"
     )
     loss = Spread(100 - kept.value, 100 - kept.high, 100 - kept.low)
     return {"stats-streams": Measurement(loss, measured, remark)}

@@ -8,10 +8,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Final
 
 from tests.benchmarks.processes import running
 from tests.benchmarks.tools import ROOT, find_tool
+
+
+_CLOSE_SECONDS: Final = 120
 
 
 class WorkerError(Exception):
@@ -56,3 +59,6 @@ def open_worker(side: str, folder: Path, entries: int, backend: str = "jsonl") -
         assert process.stdin is not None
         assert process.stdout is not None
         yield Worker(process.stdin, process.stdout)
+        # It closes its store when its input ends; if something went wrong, it is just stopped.
+        process.stdin.close()
+        process.wait(_CLOSE_SECONDS)
