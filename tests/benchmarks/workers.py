@@ -13,7 +13,6 @@ from typing import IO, Any, Final
 from tests.benchmarks.processes import running
 from tests.benchmarks.tools import ROOT, find_tool
 
-
 _CLOSE_SECONDS: Final = 120
 
 
