@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 from proxystash_server.cache.access_log import Access
@@ -16,8 +17,8 @@ from proxystash_server.cache.tiers.jsonl_shard import (
     Shard,
     Slot,
     decode_line,
-    encode_body,
     finish_line,
+    is_sound,
 )
 from proxystash_server.cache.tiers.record import (
     labels_text,
@@ -28,6 +29,12 @@ from proxystash_server.cache.tiers.record import (
 )
 
 _BOOLEANS: Final = ("false", "true")
+# What follows the content in the line of a put. No text in the line looks like it: a quote in a text has a
+# backslash before it.
+_END: Final = re.compile(
+    rb',"access_count":\d+,"last_accessed":\d+,"evicted_from_l1":(?:true|false)'
+    rb'(?P<backlog>,"backlog":true)?(?P<first>,"first":\d+)?(?:,"recency":\d+)?,"seq":'
+)
 
 
 def write_body(write: Write, encryptor: CredentialEncryptor) -> bytes:
@@ -158,17 +165,17 @@ def rewrite(line: bytes, slot: Slot) -> bytes | None:
 
     None if damaged.
     """
-    record = decode_line(line[:-1])
-    if record is None:
+    end = _END.search(line) if is_sound(line[:-1]) else None
+    if end is None:
         return None
-    if not slot.touched and "backlog" not in record:
+    if not slot.touched and not end["backlog"]:
         return line
-    del record["seq"], record["crc"]
-    record.update(
-        access_count=slot.access_count,
-        last_accessed=slot.last_accessed_us,
-        evicted_from_l1=slot.evicted_from_l1,
-        recency=slot.recency,
+    body = b'%b,"access_count":%d,"last_accessed":%d,"evicted_from_l1":%b%b,"recency":%d' % (
+        line[: end.start()],
+        slot.access_count,
+        slot.last_accessed_us,
+        _BOOLEANS[slot.evicted_from_l1].encode(),
+        end["first"] or b"",
+        slot.recency,
     )
-    record.pop("backlog", None)
-    return finish_line(encode_body(record), slot.sequence)
+    return finish_line(body, slot.sequence)

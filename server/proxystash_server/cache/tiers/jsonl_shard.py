@@ -42,13 +42,18 @@ def finish_line(body: bytes, sequence: int) -> bytes:
 
 def decode_line(line: bytes) -> dict[str, Any] | None:
     """The record of a line (without its newline), None if the line is damaged."""
-    start = len(line) - _CRC_LENGTH
-    if start < 0 or line[start : start + len(_CRC_FIELD)] != _CRC_FIELD or not line.endswith(b'"}'):
-        return None
-    if b"%08x" % zlib.crc32(line[:start]) != line[-10:-2]:
+    if not is_sound(line):
         return None
     record: dict[str, Any] = json.loads(line)
     return record
+
+
+def is_sound(line: bytes) -> bool:
+    """Whether a line (without its newline) is as it was written."""
+    start = len(line) - _CRC_LENGTH
+    if start < 0 or line[start : start + len(_CRC_FIELD)] != _CRC_FIELD or not line.endswith(b'"}'):
+        return False
+    return b"%08x" % zlib.crc32(line[:start]) == line[-10:-2]
 
 
 class Segment:
@@ -231,8 +236,10 @@ class Compaction:
         damaged: list[str] = []
         lines = [self._first_lines]
         end = len(self._first_lines)
+        # In one piece: a read for each line would cost more than all that is done with it.
+        before = self._segment.read(0, self._copied_to)
         for key, slot in sorted(self._slots.items(), key=lambda item: item[1].sequence):
-            line = rewrite(self._segment.read(slot.offset, slot.length), slot)
+            line = rewrite(before[slot.offset : slot.offset + slot.length], slot)
             if line is None:
                 damaged.append(key)
                 continue

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sqlite3
 import threading
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +29,22 @@ _READ = f"{COLUMNS}, id"
 _SELECT = f"SELECT {_READ} FROM entries WHERE key = ?"
 # However many keys there are, it is the same statement, which SQLite compiles once.
 _SELECT_MANY = f"SELECT {_READ} FROM entries WHERE key IN (SELECT value FROM json_each(?))"
-_SELECT_IDS = "SELECT key, id FROM entries WHERE key IN (SELECT value FROM json_each(?))"
-_SELECT_ID = "SELECT key, id FROM entries WHERE key = ?"
-_INSERT = f"INSERT INTO entries ({COLUMNS}, scheme, recency) VALUES ({', '.join('?' * 17)})"
-# Not INSERT OR REPLACE: an entry that is put again keeps its id, and with it its place in FIFO's order. Its
-# key is not set again, or SQLite would also write it to the index again.
-_REPLACED = f"{COLUMNS}, scheme, recency".removeprefix("key, ")
-_UPDATE = f"UPDATE entries SET ({_REPLACED}) = ({', '.join('?' * 16)}) WHERE id = ?"
+_HELD = "SELECT key FROM entries WHERE key = ?"
+_HELD_OF_MANY = "SELECT key FROM entries WHERE key IN (SELECT value FROM json_each(?))"
+_DELETE = "DELETE FROM entries WHERE key IN (SELECT value FROM json_each(?))"
+# As many rows as a statement takes. The interpreter's lock changes hands with every step that Python takes in
+# SQLite, and a statement of many rows is one step.
+_ROWS_PER_STATEMENT = 50
+_WRITTEN = f"{COLUMNS}, scheme, recency"
+# The uses in `accesses`, a JSON array of arrays of one access each.
 _TOUCH = (
-    "UPDATE entries SET recency = iif(access_count < ?1, ?4, recency), access_count = ?1, "
-    "last_accessed = ?2, evicted_from_l1 = ?3 WHERE key = ?5 AND version = ?6"
+    "UPDATE entries SET recency = iif(entries.access_count < used.access_count, used.recency, "
+    "entries.recency), access_count = used.access_count, last_accessed = used.last_accessed, "
+    "evicted_from_l1 = used.evicted_from_l1 "
+    "FROM (SELECT json_extract(value, '$[0]') AS key, json_extract(value, '$[1]') AS version, "
+    "json_extract(value, '$[2]') AS access_count, json_extract(value, '$[3]') AS last_accessed, "
+    "json_extract(value, '$[4]') AS evicted_from_l1, json_extract(value, '$[5]') AS recency "
+    "FROM json_each(?)) AS used WHERE entries.key = used.key AND entries.version = used.version"
 )
 _STORE_COUNTERS = (
     "UPDATE meta SET value = iif(name = 'entries', ?, ?) WHERE name IN ('entries', 'last_version')"
@@ -188,7 +196,7 @@ class SQLiteCacheTier(DurableTier):
 
     def held_of(self, keys: Iterable[str]) -> list[str]:
         with self._database.reader() as connection:
-            return list(_ids(connection, list(keys)))
+            return list(_held(connection, list(keys)))
 
     def __contains__(self, key: str) -> bool:
         with self._database.reader() as connection:
@@ -245,18 +253,8 @@ class SQLiteCacheTier(DurableTier):
         return self._database.busy
 
     def touch(self, accesses: Sequence[Access]) -> None:
-        rows = [
-            (
-                access.access_count,
-                access.last_accessed_us,
-                access.evicted_from_l1,
-                self._next_recency(),
-                access.key,
-                access.version,
-            )
-            for access in accesses
-        ]
-        self._database.write(lambda connection: connection.executemany(_TOUCH, rows))
+        uses = json.dumps([(*access, self._next_recency()) for access in accesses])
+        self._database.write(lambda connection: connection.execute(_TOUCH, (uses,)))
 
     def clear(self) -> int:
         def change(connection: sqlite3.Connection) -> int:
@@ -301,33 +299,28 @@ class SQLiteCacheTier(DurableTier):
     def _apply(
         self, connection: sqlite3.Connection, writes: Sequence[Write], rows: Sequence[Row | None]
     ) -> list[Applied]:
-        held = _ids(connection, [write.key for write in writes])
-        removed: list[tuple[int]] = []
-        replaced: list[Row] = []
-        inserted: list[Row] = []
-        for write, row in zip(writes, rows, strict=True):
-            place = held.get(write.key)
-            if row is None:
-                removed += [] if place is None else [(place,)]
-            elif place is None:
-                inserted.append(row)
-            else:
-                replaced.append((*row[1:], place))
+        held = _held(connection, [write.key for write in writes])
+        removed = [write.key for write in writes if write.entry is None and write.key in held]
+        stored = [row for row in rows if row is not None]
+        new = sum(write.entry is not None and write.key not in held for write in writes)
         one_key_each = len({write.key for write in writes}) == len(writes)
-        if len(writes) > 1 and not (one_key_each and self._room_in_transaction(len(inserted))):
+        if len(writes) > 1 and not (one_key_each and self._room_in_transaction(new)):
             # What one of them finds or makes go depends on those before it.
             return [
                 self._apply(connection, [write], [row])[0] for write, row in zip(writes, rows, strict=True)
             ]
-        evicted = self._make_room(connection, len(inserted))
-        # With an empty list these do nothing.
-        connection.executemany("DELETE FROM entries WHERE id = ?", removed)
-        connection.executemany(_UPDATE, replaced)
-        connection.executemany(_INSERT, inserted)
-        self._entries_in_transaction += len(inserted) - len(removed)
+        evicted = self._make_room(connection, new)
+        if removed:
+            connection.execute(_DELETE, (json.dumps(removed),))
+        for start in range(0, len(stored), _ROWS_PER_STATEMENT):
+            some = stored[start : start + _ROWS_PER_STATEMENT]
+            connection.execute(_store(len(some)), list(chain.from_iterable(some)))
+        self._entries_in_transaction += new - len(removed)
         newest = max((write.version for write in writes), default=0)
         self._last_version_in_transaction = max(self._last_version_in_transaction, newest)
-        connection.executemany(_MARK, [(write.key, write.version) for write in writes if write.for_backlog])
+        marks = [(write.key, write.version) for write in writes if write.for_backlog]
+        if marks:
+            connection.executemany(_MARK, marks)
         return [Applied(write.key in held, tuple(evicted)) for write in writes]
 
     def _room_in_transaction(self, wanted: int) -> bool:
@@ -399,10 +392,25 @@ class SQLiteCacheTier(DurableTier):
             return self._recency
 
 
-def _ids(connection: sqlite3.Connection, keys: Sequence[str]) -> dict[str, int]:
-    if len(keys) == 1:
-        return dict(connection.execute(_SELECT_ID, keys))
-    return dict(connection.execute(_SELECT_IDS, (json.dumps(keys),)))
+def _held(connection: sqlite3.Connection, keys: Sequence[str]) -> set[str]:
+    one = len(keys) == 1
+    rows = connection.execute(_HELD, keys) if one else connection.execute(_HELD_OF_MANY, (json.dumps(keys),))
+    return {row[0] for row in rows}
+
+
+@functools.cache
+def _store(rows: int) -> str:
+    """The statement that stores so many rows, new or in the place of others.
+
+    Not INSERT OR REPLACE: an entry that is put again keeps its id, and with it its place in FIFO's order. Its
+    key is not set again, or SQLite would also write it to the index again.
+    """
+    row = f"({', '.join('?' * len(_WRITTEN.split(',')))})"
+    replaced = _WRITTEN.removeprefix("key, ")
+    return (
+        f"INSERT INTO entries ({_WRITTEN}) VALUES {', '.join([row] * rows)} ON CONFLICT (key) DO UPDATE "
+        f"SET ({replaced}) = ({', '.join(f'excluded.{column}' for column in replaced.split(', '))})"
+    )
 
 
 def _complete_meta(connection: sqlite3.Connection, encryptor: CredentialEncryptor) -> dict[str, Any]:
@@ -422,6 +430,14 @@ def _complete_meta(connection: sqlite3.Connection, encryptor: CredentialEncrypto
                 meta[name] = made[name]
             connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, meta[name]))
     return meta
+
+
+def _is_key(value: object) -> bool:
+    """Whether it can be asked for, which a damaged key cannot if it is no text."""
+    try:
+        return isinstance(value, str) and bool(value.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _conditions(entry_filter: EntryFilter) -> tuple[str, list[str]]:
