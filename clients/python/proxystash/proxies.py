@@ -13,11 +13,17 @@ MAX_URL_LENGTH = 2048
 
 _KEY_DIGITS = 16
 _MAX_HOST_LENGTH = 253
+_MAX_PORT = 65535
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _IPV4 = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}")
 _ENDS_IN_NUMBER = re.compile(r"(?:^|\.)[0-9]+\.?$")
+# A whole URL as most of them are: in its one spelling already, without credentials. It passes all the checks
+# below, and one look tells.
+_USUAL = re.compile(
+    rf"(?:https?|socks(?:4a?|5h?))://(?:{_IPV4.pattern}|(?:{_LABEL}\.)*(?![0-9]+:){_LABEL}):([1-9][0-9]{{0,4}})"
+)
 _SPACE_OR_CONTROL = re.compile(r"[\s\x00-\x1f\x7f-\x9f]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -47,6 +53,9 @@ def parse_proxy_url(text: str) -> ProxyAddress:
     """
     if not isinstance(text, str):
         raise InvalidProxyUrl("a proxy URL must be text")
+    usual = _USUAL.fullmatch(text) if len(text) <= _MAX_HOST_LENGTH else None
+    if usual is not None and int(usual[1]) <= _MAX_PORT:
+        return ProxyAddress(text)
     if _SPACE_OR_CONTROL.search(text):
         raise InvalidProxyUrl("the proxy URL contains whitespace or a control character")
     scheme, separator, rest = text.partition("://")
@@ -75,11 +84,15 @@ def cache_key(proxy_url: str, username: str | None = None) -> str:
     `username` is given; a password is no part of the key. Raises InvalidProxyUrl.
     """
     address = parse_proxy_url(proxy_url)
-    user = username or address.username
-    identity = address.url
-    if user:
-        _check_credential(user, "username")
-        identity = identity.replace("://", f"://{user}@", 1)
+    return key_of(address.url, username or address.username)
+
+
+def key_of(url: str, username: str | None) -> str:
+    """The key, as `cache_key` gives it, of a URL that is in its one spelling and has no userinfo."""
+    identity = url
+    if username:
+        _check_credential(username, "username")
+        identity = url.replace("://", f"://{username}@", 1)
     return hashlib.sha256(identity.encode()).hexdigest()[:_KEY_DIGITS]
 
 
@@ -173,7 +186,7 @@ def _parse_host(host: str) -> str:
 def _parse_port(port: str) -> int:
     if not port:
         raise InvalidProxyUrl("the proxy URL has no port")
-    if not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535):
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= _MAX_PORT):
         raise InvalidProxyUrl("the port is not a number from 1 to 65535")
     return int(port)
 

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from proxystash.models import HealthMonitoring, HealthStatus, TierState
-from proxystash.proxies import InvalidProxyUrl, cache_key, parse_proxy_url
+from proxystash.proxies import InvalidProxyUrl, cache_key, key_of, parse_proxy_url
 from proxystash_server.cache import transfer
 from proxystash_server.cache.access_log import AccessLog, combine
 from proxystash_server.cache.config import CacheConfig, CacheTierType
@@ -183,8 +183,10 @@ class CacheManager:
                 address = parse_proxy_url(proxy_url)
             except InvalidProxyUrl as error:
                 raise InvalidEntryError("proxy_url", "INVALID_PROXY_URL", str(error)) from None
-            name = checked_credential("username", username, address.username)
-            key = cache_key(address.url, None if name is None else name.get_secret_value())
+            name = username or address.username
+            if name:
+                checked_credential("username", username, address.username)
+            key = key_of(address.url, name)
         return make_entry(
             proxy_url,
             key=key,
