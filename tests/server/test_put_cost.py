@@ -2,58 +2,19 @@
 
 from __future__ import annotations
 
-import sqlite3
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 import pytest
 
 from proxystash_server.cache import CacheConfig, CacheManager, CacheTierConfig, L2BackendType
-from proxystash_server.cache.tiers.database import Database
-
-
-class _Meter:
-    """Counts the steps of SQLite's virtual machine and the calls of Python functions."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.sqlite_steps = 0
-        connect = Database._new_connection
-
-        def counting_connection(database: Database, path: Path) -> sqlite3.Connection:
-            connection = connect(database, path)
-            connection.set_progress_handler(self._step, 1)
-            return connection
-
-        monkeypatch.setattr(Database, "_new_connection", counting_connection)
-
-    def cost(self, action: Callable[[], object]) -> tuple[int, int]:
-        """SQLite steps and Python calls of `action`."""
-        calls = 0
-
-        def count(_frame: FrameType, event: str, _argument: object) -> None:
-            nonlocal calls
-            calls += event == "call"
-
-        before = self.sqlite_steps
-        sys.setprofile(count)
-        try:
-            action()
-        finally:
-            sys.setprofile(None)
-        return self.sqlite_steps - before, calls
-
-    def _step(self) -> int:
-        self.sqlite_steps += 1
-        return 0
+from tests.server.meter import Meter
 
 
 @pytest.mark.parametrize("backend", L2BackendType)
 def test_a_put_at_6000_entries_costs_what_it_costs_at_100(
     backend: L2BackendType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    meter = _Meter(monkeypatch)
+    meter = Meter(monkeypatch)
     # No tier evicts, so that both puts do the same; what an eviction costs is the other test's.
     config = CacheConfig(
         l1_config=CacheTierConfig(max_entries=None),
@@ -75,7 +36,7 @@ def test_a_put_at_6000_entries_costs_what_it_costs_at_100(
 def test_an_eviction_costs_the_same_among_6000_entries_as_among_100(
     backend: L2BackendType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    meter = _Meter(monkeypatch)
+    meter = Meter(monkeypatch)
     costs = []
     for capacity in (100, 6000):
         folder = tmp_path / str(capacity)
@@ -103,7 +64,7 @@ def _url(number: int) -> str:
     return f"http://10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}:8080"
 
 
-def _cost_of_a_put(meter: _Meter, manager: CacheManager, number: int, folder: Path) -> tuple[int, int, int]:
+def _cost_of_a_put(meter: Meter, manager: CacheManager, number: int, folder: Path) -> tuple[int, int, int]:
     entry = manager.new_entry(_url(number))
     before = _jsonl_bytes(folder)
     steps, calls = meter.cost(lambda: manager.put(entry.key, entry))

@@ -10,7 +10,7 @@ hold.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from proxystash.models import TierState
 from proxystash_server.cache.access_log import Access
@@ -19,7 +19,7 @@ from proxystash_server.cache.entry import CacheEntry
 from proxystash_server.cache.errors import CacheUnavailableError
 from proxystash_server.cache.killpoints import reach
 from proxystash_server.cache.level import DiskLevel, DiskPair, WriteOutcome
-from proxystash_server.cache.tiers.base import EVERYTHING, CacheTier, EntryFilter, Write
+from proxystash_server.cache.tiers.base import EVERYTHING, CacheTier, EntryFilter, Page, Write
 from proxystash_server.cache.versions import Versions
 
 Change = tuple[str, CacheEntry | None]
@@ -220,33 +220,22 @@ class DiskTiers:
 
     # -- the store as a whole
 
-    def page(self, after: str, limit: int, entry_filter: EntryFilter, now_us: int) -> list[CacheEntry]:
-        """Live entries in key order. Where the authority has missed something, the others fill the gaps.
+    def scan(self, after: str, limit: int, entry_filter: EntryFilter, now_us: int) -> Page:
+        """At most `limit` live entries in key order.
 
+        Where the authority has missed something, the others fill the gaps.
         Raises CacheUnavailableError if a tier fails meanwhile: a list cut short would look like a whole one.
         """
         authority = self.authority
         if authority is not None and authority.is_complete:
-            worked, entries = authority.attempt(
-                "read", [], authority.tier.page, after, limit, entry_filter, now_us
-            )
-            if not worked:
-                raise CacheUnavailableError("a tier failed while its entries were listed; try again")
+            page = _scan(authority, after, limit, entry_filter, now_us)
             if authority.is_complete:
-                return entries
+                return page
             # A damaged record came to light, which another tier may hold.
-        memory = self._memory
-        streams = [_stream(level, after, limit, entry_filter, now_us) for level in self.levels if level.works]
-        if memory.enabled:
-            streams.insert(0, iter(memory.page(after, limit, entry_filter, now_us)))
-        merged: list[CacheEntry] = []
-        for entry in heapq.merge(*streams, key=lambda entry: entry.key):
-            # Of equal keys the fastest tier's comes first.
-            if not merged or merged[-1].key != entry.key:
-                if len(merged) == limit:
-                    break
-                merged.append(entry)
-        return merged
+        pages = [_scan(level, after, limit, entry_filter, now_us) for level in self.levels if level.works]
+        if self._memory.enabled:
+            pages.insert(0, self._memory.scan(after, limit, entry_filter, now_us))
+        return _merge(pages, limit)
 
     def entries(self, sizes: Mapping[CacheTierType, int]) -> int:
         """How many distinct entries the working tiers hold, given how many each tier holds."""
@@ -270,15 +259,25 @@ class DiskTiers:
         }
 
 
-def _stream(
-    level: DiskLevel, after: str, limit: int, entry_filter: EntryFilter, now_us: int
-) -> Iterator[CacheEntry]:
-    """A tier's entries page by page, without those it may not be read for."""
-    while True:
-        worked, entries = level.attempt("read", [], level.tier.page, after, limit, entry_filter, now_us)
-        if not worked:
-            raise CacheUnavailableError("a tier failed while its entries were listed; try again")
-        yield from (entry for entry in entries if level.serves(entry.key))
-        if len(entries) < limit:
-            return
-        after = entries[-1].key
+def _scan(level: DiskLevel, after: str, limit: int, entry_filter: EntryFilter, now_us: int) -> Page:
+    """A tier's page, without the entries that it may not be read for."""
+    worked, page = level.attempt("read", None, level.tier.scan, after, limit, entry_filter, now_us)
+    if not worked or page is None:
+        raise CacheUnavailableError("a tier failed while its entries were listed; try again")
+    return Page([entry for entry in page.entries if level.serves(entry.key)], page.next_after)
+
+
+def _merge(pages: Sequence[Page], limit: int) -> Page:
+    """The pages of several tiers, the fastest first, as far as all of them go."""
+    ends = [page.next_after for page in pages if page.next_after is not None]
+    end = min(ends, default=None)
+    merged: list[CacheEntry] = []
+    for entry in heapq.merge(*(page.entries for page in pages), key=lambda entry: entry.key):
+        if end is not None and entry.key > end:
+            break
+        # Of equal keys the fastest tier's comes first.
+        if not merged or merged[-1].key != entry.key:
+            if len(merged) == limit:
+                return Page(merged, merged[-1].key)
+            merged.append(entry)
+    return Page(merged, end)

@@ -38,7 +38,14 @@ from proxystash_server.cache.statistics import (
     StatisticsRecorder,
     TierFacts,
 )
-from proxystash_server.cache.tiers.base import EXPIRY_BATCH, CacheTier, DurableTier, EntryFilter
+from proxystash_server.cache.tiers.base import (
+    EXPIRY_BATCH,
+    CacheTier,
+    DurableTier,
+    EntryFilter,
+    Page,
+    whole_page,
+)
 from proxystash_server.cache.tiers.memory import MemoryCacheTier
 from proxystash_server.cache.ttl import TTLManager
 
@@ -247,16 +254,20 @@ class CacheManager:
     def list_entries(self, after: str, limit: int, entry_filter: EntryFilter) -> list[CacheEntry]:
         """The first `limit` live entries that match, by key, from the first key greater than `after`.
 
-        Not a use.
+        Not a use. Looks through all entries if hardly any match.
         """
+        return whole_page(lambda place, rest: self.scan_entries(place, rest, entry_filter), after, limit)
+
+    def scan_entries(self, after: str, limit: int, entry_filter: EntryFilter) -> Page:
+        """As many of `list_entries` as are found quickly, perhaps none, and where to go on. Not a use."""
         self._check_open()
         while True:
             flushes = self._stack.access_log.flushes
-            entries = self._stack.disk.page(after, limit, entry_filter, self._clock())
-            current = [combine(entry, self._stack.access_log.peek(entry.key)) for entry in entries]
+            page = self._stack.disk.scan(after, limit, entry_filter, self._clock())
+            current = [combine(entry, self._stack.access_log.peek(entry.key)) for entry in page.entries]
             # A flush in between may have taken counts out of the log that the page does not have yet.
             if flushes == self._stack.access_log.flushes:
-                return current
+                return Page(current, page.next_after)
 
     # -- changing
 

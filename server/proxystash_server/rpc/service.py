@@ -126,7 +126,7 @@ class CacheService(pb_grpc.CacheServiceServicer):
             raise RequestError(refusal_of(error).under("filter")) from None
         after = read_page_token(request.page_token, entry_filter)
         # One more than asked for tells whether there is a next page.
-        found = self._manager.list_entries(after, size + 1, entry_filter)
+        found, next_after = self._manager.scan_entries(after, size + 1, entry_filter)
         fill = convert.fill_entry if request.include_credentials else convert.fill_public_entry
         response = pb.ListResponse()
         page_bytes = 0
@@ -137,7 +137,9 @@ class CacheService(pb_grpc.CacheServiceServicer):
             if page_bytes > MAX_PAGE_BYTES:
                 break
         if len(response.entries) < len(found):
-            response.next_page_token = make_page_token(response.entries[-1].key, entry_filter)
+            next_after = response.entries[-1].key
+        if next_after is not None:
+            response.next_page_token = make_page_token(next_after, entry_filter)
         return response
 
     def GetStats(self, request: pb.GetStatsRequest, context: grpc.ServicerContext) -> pb.GetStatsResponse:

@@ -93,6 +93,7 @@ CLOSED = {
     "lookup": lambda manager: manager.lookup("key-1"),
     "lookup_many": lambda manager: manager.lookup_many(["key-1"]),
     "list_entries": lambda manager: manager.list_entries("", 10, EntryFilter()),
+    "scan_entries": lambda manager: manager.scan_entries("", 10, EntryFilter()),
     "put": lambda manager: manager.put("key-1", manager.new_entry("http://192.0.2.1:1")),
     "put_many": lambda manager: manager.put_many([manager.new_entry("http://192.0.2.1:1")]),
     "delete": lambda manager: manager.delete("key-1"),

@@ -12,7 +12,6 @@ import pytest
 from proxystash_server.cache import CacheTierType, SQLiteCacheTier
 from proxystash_server.cache.tiers import database
 from proxystash_server.cache.tiers.base import Write
-from proxystash_server.cache.tiers.sqlite import _UPDATE
 from tests.server.cache.durable_tier_contract import ENCRYPTOR
 from tests.server.cache.support import stored
 from tests.server.cache.tier_contract import UNBOUNDED
@@ -113,17 +112,3 @@ def test_without_maintenance_the_log_does_not_grow_for_ever(
         _fill(tier, start, start + 100)
         sizes.append(_log_bytes(path))
     assert max(sizes) < 200 * _PAGE
-
-
-def test_a_replacement_does_not_touch_the_index_of_the_keys(open_tier: OpenTier, path: Path) -> None:
-    open_tier()
-    with closing(sqlite3.connect(path)) as connection:
-        written = {
-            row[3] for row in connection.execute(f"EXPLAIN {_UPDATE}", (None,) * 17) if row[1] == "OpenWrite"
-        }
-        names = {
-            name
-            for name, page in connection.execute("SELECT name, rootpage FROM sqlite_schema")
-            if page in written
-        }
-    assert names == {"entries", "entries_by_expiry"}

@@ -23,10 +23,11 @@ from proxystash_server.cache import (
 )
 from proxystash_server.cache.access_log import Access
 from proxystash_server.cache.errors import TierError
+from proxystash_server.cache.tiers import sqlite
 from proxystash_server.cache.tiers.base import Write
 from tests.server.cache.durable_tier_contract import ENCRYPTOR, DurableTierContract, MakeDurableTier
 from tests.server.cache.invariants import check_tier
-from tests.server.cache.support import START_US, FakeClock, bounded, keys_of, stored
+from tests.server.cache.support import HOUR, START_US, FakeClock, bounded, keys_of, stored
 from tests.server.cache.tier_contract import ANY, UNBOUNDED, everything_set, put
 
 FILE = "store.db"
@@ -332,6 +333,7 @@ OPERATIONS: dict[str, Callable[[SQLiteCacheTier], object]] = {
     "size": lambda tier: tier.size(),
     "expired keys": lambda tier: tier.expired_keys(START_US, 100),
     "page": lambda tier: tier.page("key-3", 3, ANY, START_US),
+    "scan": lambda tier: tier.scan("key-3", 3, ANY, START_US),
     "filtered page": lambda tier: tier.page(
         "key-3",
         3,
@@ -358,6 +360,41 @@ def test_no_operation_scans_or_counts_or_sorts_the_entries(
             in_order = f"INDEX entries_by_{policy}" if policy != "fifo" else "SCAN entries;"
             assert "SCAN entries" not in steps or in_order in steps, (statement, steps)
             assert "TEMP B-TREE" not in steps, (statement, steps)
+
+
+@pytest.fixture
+def short_scans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scans that look at three rows."""
+    monkeypatch.setattr(
+        sqlite, "_LAST_OF_SCAN", "SELECT key FROM entries WHERE key > ? ORDER BY key LIMIT 1 OFFSET 2"
+    )
+
+
+@pytest.mark.usefixtures("short_scans")
+def test_a_scan_ends_after_so_many_rows_and_says_where(make: MakeDurableTier) -> None:
+    tier = make()
+    put(tier, *(stored(f"key-{number}", source="rare" if number == 4 else "") for number in range(8)))
+    rare = EntryFilter(source="rare")
+    assert tier.scan("", 10, rare, START_US) == ([], "key-2")
+    assert tier.scan("key-2", 10, rare, START_US) == ([stored("key-4", source="rare")], "key-5")
+    assert tier.scan("key-5", 10, rare, START_US) == ([], None)
+    assert keys_of(tier.page("", 10, rare, START_US)) == ["key-4"]
+    # Expired rows are looked at too.
+    assert tier.scan("", 10, ANY, START_US + 10 * HOUR * 1_000_000) == ([], "key-2")
+
+
+@pytest.mark.usefixtures("short_scans")
+@pytest.mark.parametrize("damaged", [b"key-2", b"key-\xff"])
+def test_a_scan_goes_on_behind_a_key_that_is_damaged(
+    make: MakeDurableTier, directory: Path, damaged: bytes
+) -> None:
+    put(make(), *(stored(f"key-{number}") for number in range(8)))
+    make().close()
+    kind = "BLOB" if damaged == b"key-2" else "TEXT"
+    execute(directory, f"UPDATE entries SET key = CAST(? AS {kind}) WHERE key = 'key-2'", damaged)
+    tier = make()
+    assert keys_of(tier.page("", 100, ANY, START_US)) == [f"key-{n}" for n in range(8) if n != 2]
+    assert tier.size() == 7
 
 
 def test_the_size_after_reopening_is_not_counted(

@@ -250,6 +250,21 @@ class TierContract:
         # Also with pages so small that most of them are empty before the filter has been applied.
         assert keys_of(tier.page("", 1, entry_filter, START_US)) == expected[:1]
 
+    def test_scanning_on_finds_every_entry_once(self, tier: CacheTier) -> None:
+        keys = [f"key-{number:02}" for number in range(25)]
+        put(tier, *(stored(key, source="" if number % 5 else "shop") for number, key in enumerate(keys)))
+        for entry_filter, expected in ((ANY, keys), (EntryFilter(source="shop"), keys[::5])):
+            for limit in (1, 7, 25, 26):
+                listed: list[str] = []
+                place: str | None = ""
+                while place is not None:
+                    page = tier.scan(place, limit, entry_filter, START_US)
+                    assert len(page.entries) <= limit
+                    listed += keys_of(page.entries)
+                    assert page.next_after is None or page.next_after > place
+                    place = page.next_after
+                assert listed == expected
+
     def test_a_page_shows_entries_whole(self, tier: CacheTier) -> None:
         put(tier, everything_set())
         assert tier.page("", 10, ANY, START_US) == [everything_set()]

@@ -10,6 +10,7 @@ from proxystash.proxies import cache_key
 from proxystash.v1 import cache_service_pb2 as pb
 from proxystash.v1 import cache_service_pb2_grpc as pb_grpc
 from proxystash_server.cache import CacheManager
+from proxystash_server.cache.tiers import sqlite
 from tests.support.rpc import DEADLINE, refused
 
 Stub = pb_grpc.CacheServiceStub
@@ -209,6 +210,22 @@ class TestList:
         (complete,) = list_all(stub, include_credentials=True)
         assert (plain.username, plain.password) == ("", "")
         assert (complete.username, complete.password) == ("user", "hunter2")
+
+    def test_a_page_of_a_long_search_may_be_empty_and_leads_on(
+        self, stub: Stub, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(
+            sqlite, "_LAST_OF_SCAN", "SELECT key FROM entries WHERE key > ? ORDER BY key LIMIT 1 OFFSET 2"
+        )
+        keys = sorted(put(stub, f"http://192.0.2.{number}:1").key for number in range(20))
+        [url] = [entry.proxy_url for entry in list_all(stub) if entry.key == keys[10]]
+        put(stub, url, source="rare")
+        rare = pb.ListFilter(source="rare")
+        first = stub.List(pb.ListRequest(filter=rare), timeout=DEADLINE)
+        assert not first.entries
+        assert first.next_page_token
+        assert [entry.key for entry in list_all(stub, filter=rare)] == [keys[10]]
+        assert [entry.key for entry in list_all(stub, page_size=2)] == keys
 
     def test_a_list_is_no_use(self, stub: Stub) -> None:
         key = put(stub).key

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from proxystash_server.cache.access_log import Access
 from proxystash_server.cache.config import CacheTierConfig, CacheTierType
 from proxystash_server.cache.entry import CacheEntry, wall_clock
-from proxystash_server.cache.tiers.base import Applied, DurableTier, EntryFilter, Write
+from proxystash_server.cache.tiers.base import Applied, DurableTier, EntryFilter, Page, Write
 
 
 class AbsentTier(DurableTier):
@@ -60,8 +60,8 @@ class AbsentTier(DurableTier):
     def expired_keys(self, now_us: int, limit: int) -> list[str]:
         return []
 
-    def page(self, after: str, limit: int, entry_filter: EntryFilter, now_us: int) -> list[CacheEntry]:
-        return []
+    def scan(self, after: str, limit: int, entry_filter: EntryFilter, now_us: int) -> Page:
+        return Page([], None)
 
     def versions(self, keys: Sequence[str]) -> dict[str, int]:
         return {}

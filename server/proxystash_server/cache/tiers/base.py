@@ -55,6 +55,17 @@ class Applied(NamedTuple):
     evicted: tuple[str, ...] = ()
 
 
+class Page(NamedTuple):
+    """What a stretch of the keys holds, and the key behind which the next one begins; None behind the last.
+
+    A stretch ends where a page is full, or sooner where enough entries were looked at that nobody waits: it
+    may hold little, or nothing, and not be the last.
+    """
+
+    entries: list[CacheEntry]
+    next_after: str | None
+
+
 class CacheTier(ABC):
     """One storage level. Every method is thread-safe; a failure of the tier itself is a TierError.
 
@@ -102,8 +113,12 @@ class CacheTier(ABC):
         """At most `limit` keys whose entries have expired by `now_us`."""
 
     @abstractmethod
+    def scan(self, after: str, limit: int, entry_filter: EntryFilter, now_us: int) -> Page:
+        """At most `limit` live entries that match, by key, from the first key greater than `after`."""
+
     def page(self, after: str, limit: int, entry_filter: EntryFilter, now_us: int) -> list[CacheEntry]:
-        """The first `limit` live entries that match, by key, from the first key greater than `after`."""
+        """The first `limit` live entries that match, by key, however many have to be looked at."""
+        return whole_page(lambda place, rest: self.scan(place, rest, entry_filter, now_us), after, limit)
 
     def cleanup_expired(self) -> int:
         """Remove what has expired from this tier alone; how many entries that were."""
@@ -245,6 +260,17 @@ class DurableTier(CacheTier):
     def has_room_for(self, entries: int) -> bool:
         """Whether so many new keys would make no other go."""
         return self.config.max_entries is None or self.size() + entries <= self.config.max_entries
+
+
+def whole_page(scan: Callable[[str, int], Page], after: str, limit: int) -> list[CacheEntry]:
+    """Scan on, from a key and for as many entries as are wanted still, until there are `limit` or no more."""
+    entries: list[CacheEntry] = []
+    place: str | None = after
+    while place is not None and len(entries) < limit:
+        page = scan(place, limit - len(entries))
+        entries += page.entries
+        place = page.next_after
+    return entries
 
 
 # The tier, the key of the damaged record where it is known, and the reason.

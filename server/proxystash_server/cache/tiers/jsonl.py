@@ -25,6 +25,7 @@ from proxystash_server.cache.tiers.base import (
     DurableTier,
     EntryFilter,
     OnCorruption,
+    Page,
     Write,
 )
 from proxystash_server.cache.tiers.files import replace_file
@@ -213,19 +214,14 @@ class JsonlCacheTier(DurableTier):
                 break
         return expired[:limit]
 
-    def page(self, after: str, limit: int, entry_filter: EntryFilter, now_us: int) -> list[CacheEntry]:
-        entries: list[CacheEntry] = []
-        while len(entries) < limit:
-            keys = heapq.nsmallest(limit, (key for key in self.keys() if key > after))
-            if not keys:
-                break
-            entries += [
-                entry
-                for entry in map(self.get, keys)
-                if entry is not None and entry.expires_at_us > now_us and entry_filter.matches(entry)
-            ]
-            after = keys[-1]
-        return entries[:limit]
+    def scan(self, after: str, limit: int, entry_filter: EntryFilter, now_us: int) -> Page:
+        keys = heapq.nsmallest(limit, (key for key in self.keys() if key > after))
+        found = [
+            entry
+            for entry in map(self.get, keys)
+            if entry is not None and entry.expires_at_us > now_us and entry_filter.matches(entry)
+        ]
+        return Page(found, keys[-1] if len(keys) == limit else None)
 
     def backlog(self) -> dict[str, int]:
         with self._lock:

@@ -11,7 +11,7 @@ from proxystash_server.cache.access_log import AccessLog
 from proxystash_server.cache.config import CacheTierConfig, CacheTierType
 from proxystash_server.cache.entry import CacheEntry, Clock, accessed, wall_clock, with_access
 from proxystash_server.cache.eviction import make_policy
-from proxystash_server.cache.tiers.base import CacheTier, EntryFilter
+from proxystash_server.cache.tiers.base import CacheTier, EntryFilter, Page
 
 # A batch lets others in between so many keys.
 _KEYS_PER_HOLD: Final = 100
@@ -142,10 +142,10 @@ class MemoryCacheTier(CacheTier):
             entries = list(self._entries.values())
         return [entry.key for entry in entries if entry.expires_at_us <= now_us][:limit]
 
-    def page(self, after: str, limit: int, entry_filter: EntryFilter, now_us: int) -> list[CacheEntry]:
+    def scan(self, after: str, limit: int, entry_filter: EntryFilter, now_us: int) -> Page:
         with self._lock:
             entries = list(self._entries.values())
-        return heapq.nsmallest(
+        found = heapq.nsmallest(
             limit,
             (
                 entry
@@ -154,6 +154,7 @@ class MemoryCacheTier(CacheTier):
             ),
             key=lambda entry: entry.key,
         )
+        return Page(found, found[-1].key if len(found) == limit else None)
 
     def _make_room(self, evicted: list[str]) -> None:
         if self.config.max_entries is None or len(self._entries) < self.config.max_entries:

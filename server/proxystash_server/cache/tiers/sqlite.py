@@ -19,7 +19,7 @@ from proxystash_server.cache.credentials import CredentialEncryptor, UnreadableC
 from proxystash_server.cache.entry import CacheEntry, Clock, wall_clock
 from proxystash_server.cache.errors import EncryptionKeyError
 from proxystash_server.cache.eviction import SQL_ORDER
-from proxystash_server.cache.tiers.base import Applied, DurableTier, EntryFilter, OnCorruption, Write
+from proxystash_server.cache.tiers.base import Applied, DurableTier, EntryFilter, OnCorruption, Page, Write
 from proxystash_server.cache.tiers.database import Database
 from proxystash_server.cache.tiers.record import CorruptRecordError
 from proxystash_server.cache.tiers.sqlite_record import COLUMNS, Row, read_row, write_row
@@ -54,6 +54,9 @@ _MARK = (
     "ON CONFLICT (key) DO UPDATE SET version = max(version, excluded.version)"
 )
 _KEYS_PER_QUERY = 500
+# A filter that hardly anything passes would otherwise have one call read the whole table.
+_ROWS_PER_SCAN = 2000
+_LAST_OF_SCAN = f"SELECT key FROM entries WHERE key > ? ORDER BY key LIMIT 1 OFFSET {_ROWS_PER_SCAN - 1}"
 
 
 class SQLiteCacheTier(DurableTier):
@@ -216,23 +219,21 @@ class SQLiteCacheTier(DurableTier):
             )
             return [row[0] for row in rows]
 
-    def page(self, after: str, limit: int, entry_filter: EntryFilter, now_us: int) -> list[CacheEntry]:
+    def scan(self, after: str, limit: int, entry_filter: EntryFilter, now_us: int) -> Page:
         where, values = _conditions(entry_filter)
-        entries: list[CacheEntry] = []
-        # A page with damaged rows in it comes out short; it goes on behind its last row until it is full.
-        while len(entries) < limit:
-            wanted = limit - len(entries)
-            with self._database.reader() as connection:
-                rows = connection.execute(
-                    f"SELECT {_READ} FROM entries "
-                    f"WHERE key > ? AND expires_at > ?{where} ORDER BY key LIMIT ?",
-                    (after, now_us, *values, wanted),
-                ).fetchall()
-            entries += [entry for entry in map(self._read, rows) if entry is not None]
-            if len(rows) < wanted:
-                break
-            after = rows[-1][0]
-        return entries
+        with self._database.reader() as connection:
+            [last] = connection.execute(_LAST_OF_SCAN, (after,)).fetchone() or [None]
+            stop = last if _is_key(last) else None
+            rows = connection.execute(
+                f"SELECT {_READ} FROM entries WHERE key > ? AND expires_at > ?"
+                f"{'' if stop is None else ' AND key <= ?'}{where} ORDER BY key LIMIT ?",
+                (after, now_us, *(() if stop is None else (stop,)), *values, limit),
+            ).fetchall()
+        found = [entry for entry in map(self._read, rows) if entry is not None]
+        if len(rows) < limit:
+            return Page(found, stop)
+        # Where a row's key is damaged, the row has been set aside, and is not met again.
+        return Page(found, next((row[0] for row in reversed(rows) if _is_key(row[0])), after))
 
     def backlog(self) -> dict[str, int]:
         with self._database.reader() as connection:
