@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Final
 
 from proxystash_server.cache.access_log import AccessLog, combine
@@ -20,7 +21,8 @@ from proxystash_server.cache.statistics import EvictionCause, StatisticsRecorder
 from proxystash_server.cache.tiers.memory import MemoryCacheTier
 from proxystash_server.cache.versions import Versions
 
-_FLUSH_BATCH: Final = 500
+# Writers wait for a batch: among a million entries, this one takes a tier a few milliseconds.
+_FLUSH_BATCH: Final = 200
 _MOST_POSTPONED: Final = 10_000
 
 
@@ -93,14 +95,26 @@ class TierStack:
         sizes = {tier.tier_type: tier.size() for tier in (self.l1, self.disk.l2.tier, self.disk.l3.tier)}
         return self.disk.entries(sizes)
 
-    def expired_key_sources(self) -> list[Callable[[int, int], list[str]]]:
-        """What finds expired keys, as a tier's `expired_keys` does, in each tier that works."""
+    def expired_key_sources(self) -> Iterator[Callable[[int, int], list[str]]]:
+        """What finds expired keys, as a tier's `expired_keys` does, one tier after the other.
 
-        def find(level: DiskLevel) -> Callable[[int, int], list[str]]:
-            return lambda now_us, limit: level.attempt("read", [], level.tier.expired_keys, now_us, limit)[1]
+        The authority knows of all, and has an index: the others are only asked if it fails or has missed
+        something.
+        """
+        authority = self.disk.authority
+        knows_all = False
 
-        sources = [find(level) for level in self.disk.levels[::-1] if level.works]
-        return [*sources, self.l1.expired_keys]
+        def find(level: DiskLevel, now_us: int, limit: int) -> list[str]:
+            nonlocal knows_all
+            worked, keys = level.attempt("read", [], level.tier.expired_keys, now_us, limit)
+            knows_all = worked and level is authority and level.is_complete
+            return keys
+
+        for level in self.disk.levels[::-1]:
+            if level.works and not knows_all:
+                yield partial(find, level)
+        if not knows_all:
+            yield self.l1.expired_keys
 
     # -- one key
 

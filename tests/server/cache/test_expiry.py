@@ -259,6 +259,15 @@ def test_cleaners_and_readers_in_several_threads_count_each_loss_once(stash: Sta
     assert statistics.misses == 120
 
 
+def test_only_the_index_of_l3_is_searched_while_l3_has_missed_nothing(stash: Stash) -> None:
+    manager = stash.open()
+    put(manager, "key-1", "key-2", ttl_us=10 * SECOND_US)
+    stash.clock.advance(10)
+    with broken(manager.l1_tier, {"expired_keys"}), broken(manager.l2_tier, {"expired_keys"}):
+        assert manager.cleanup_expired() == 2
+    assert [tier.size() for tier in (manager.l1_tier, manager.l2_tier, manager.l3_tier)] == [0, 0, 0]
+
+
 @pytest.mark.parametrize("faulty", ["l2_tier", "l3_tier"])
 def test_a_tier_that_fails_does_not_keep_the_cleaner_from_the_others(stash: Stash, faulty: str) -> None:
     manager = stash.open()
