@@ -119,10 +119,7 @@ class DiskTiers:
             )
             reach("write.after_forget")
             mark = self.l2.enabled and not l2_is_told
-            l3_took = self.l3.apply(
-                [Write(key, entry, versions[key], for_backlog=mark) for key, entry in changes],
-                outcome,
-            )
+            l3_took = self.l3.apply(_writes(changes, versions, for_backlog=mark), outcome)
         reach("write.after_l3")
         if self.l3.enabled and not l3_took:
             self.l3.add_missed(versions)
@@ -130,11 +127,10 @@ class DiskTiers:
             self.l2.add_missed(versions)
         elif self.l2.enabled:
             # L2 has forgotten the keys already: a removal is told again only where that was not so.
-            writes = [
-                Write(key, entry, versions[key], for_backlog=self.l3.enabled and not l3_took)
-                for key, entry in changes
-                if entry is not None or not l3_took or key in l3_missed
+            told = [
+                (key, entry) for key, entry in changes if entry is not None or not l3_took or key in l3_missed
             ]
+            writes = _writes(told, versions, for_backlog=self.l3.enabled and not l3_took)
             l2_took = not writes or self.l2.apply(writes, outcome)
             if not l2_took:
                 self._pair.note_missed(self.l2, versions)
@@ -281,3 +277,7 @@ def _merge(pages: Sequence[Page], limit: int) -> Page:
                 return Page(merged, merged[-1].key)
             merged.append(entry)
     return Page(merged, end)
+
+
+def _writes(changes: Sequence[Change], versions: Mapping[str, int], *, for_backlog: bool) -> list[Write]:
+    return [Write(key, entry, versions[key], for_backlog) for key, entry in changes]

@@ -149,7 +149,8 @@ def checked_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
         raise InvalidEntryError(
             "labels", "INVALID_LABELS", f"{len(labels)} labels are given; at most {MAX_LABELS} are allowed"
         )
-    for name, value in labels.items():
+    kept = dict(labels)
+    for name, value in kept.items():
         if not name:
             raise InvalidEntryError("labels", "INVALID_LABELS", "a label's name is empty")
         if len(name) > MAX_LABEL_NAME_LENGTH:
@@ -166,7 +167,7 @@ def checked_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
             )
         check_text("labels", "INVALID_LABELS", name)
         check_text("labels", "INVALID_LABELS", value)
-    return MappingProxyType(dict(labels))
+    return MappingProxyType(kept)
 
 
 def checked_monitoring(monitoring: HealthMonitoring) -> HealthMonitoring:

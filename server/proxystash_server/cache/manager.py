@@ -28,7 +28,7 @@ from proxystash_server.cache.keylocks import KeyLocks
 from proxystash_server.cache.level import WriteOutcome
 from proxystash_server.cache.limits import SECOND_US, check_key, check_ttl, checked_credential
 from proxystash_server.cache.maintenance import Maintenance
-from proxystash_server.cache.puts import NewEntry, Puts, StoredIn
+from proxystash_server.cache.puts import Puts, StoredIn
 from proxystash_server.cache.setup import make_disk_pair, unlock
 from proxystash_server.cache.stack import TierStack
 from proxystash_server.cache.statistics import (
@@ -451,9 +451,7 @@ class CacheManager:
     def _put(self, entries: Sequence[tuple[str, CacheEntry]]) -> list[StoredIn]:
         self._check_open()
         seal = self.encryptor.seal
-        return self._puts.put(
-            [NewEntry(key, entry, seal(entry.username, entry.password)) for key, entry in entries]
-        )
+        return self._puts.put([(key, entry, seal(entry.username, entry.password)) for key, entry in entries])
 
     def _expire(self, keys: Iterable[str]) -> int:
         with self._locks.hold_many(keys) as held:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from proxystash.models import HealthStatus
 from proxystash_server.cache.config import CacheTierType
@@ -19,12 +19,8 @@ StoredIn = tuple[CacheTierType, ...]
 _MOST_TOGETHER: Final = 500
 
 
-class NewEntry(NamedTuple):
-    """An entry on its way into the cache, with its credentials as they go to disk."""
-
-    key: str
-    entry: CacheEntry
-    sealed: bytes | None
+# An entry on its way into the cache: its key, itself, and its credentials as they go to disk.
+NewEntry = tuple[str, CacheEntry, bytes | None]
 
 
 class Puts:
@@ -77,8 +73,8 @@ class Puts:
     def _store(self, entries: Sequence[NewEntry]) -> list[StoredIn]:
         stack = self._stack
         # Only a success starts the count of failures over; being found again on a list is none.
-        counted = {new.key for new in entries if new.entry.health_status is not HealthStatus.HEALTHY}
-        with self._locks.hold_many([new.key for new in entries]):
+        counted = {key for key, entry, _ in entries if entry.health_status is not HealthStatus.HEALTHY}
+        with self._locks.hold_many([key for key, _, _ in entries]):
             self._check_open()
             changes = self._stamp(entries, stack.failures_of(counted))
             outcome = stack.write(list(changes.items()))
@@ -96,19 +92,20 @@ class Puts:
         gone = set(pushed_out.get(authority.name, ())) if authority is not None else set()
         out = {tier: set(keys) for tier, keys in pushed_out.items()}
         return [
-            () if new.key in gone else tuple(tier for tier in stored_in if new.key not in out[tier])
-            for new in entries
+            () if key in gone else tuple(tier for tier in stored_in if key not in out[tier])
+            for key, _, _ in entries
         ]
 
     def _stamp(self, entries: Sequence[NewEntry], failures: dict[str, int]) -> dict[str, CacheEntry]:
         """The entries by key, as they go into the tiers; `failures` is what is counted of each key so far."""
         changes: dict[str, CacheEntry] = {}
-        for key, entry, sealed in entries:
+        first_version = self._stack.versions.take(len(entries))
+        for version, (key, entry, sealed) in enumerate(entries, first_version):
             count = 0
             if entry.health_status is not HealthStatus.HEALTHY:
                 earlier = changes.get(key)
                 if earlier is not None:
                     failures[key] = 0 if self._stack.is_expired(earlier) else earlier.failure_count
                 count = max(entry.failure_count, failures.get(key, 0))
-            changes[key] = stamped(entry, key, self._stack.versions.next(), count, sealed)
+            changes[key] = stamped(entry, key, version, count, sealed)
         return changes

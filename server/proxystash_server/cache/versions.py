@@ -24,6 +24,13 @@ class Versions:
             self._next += 1
             return version
 
+    def take(self, count: int) -> int:
+        """The first number of so many new changes, which are numbered one after the other."""
+        with self._lock:
+            version = self._next
+            self._next += count
+            return version
+
     def continue_after(self, version: int) -> None:
         """Give only numbers greater than `version` from now on."""
         with self._lock:

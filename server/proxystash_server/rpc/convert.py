@@ -61,6 +61,7 @@ def read_entry(manager: CacheManager, message: pb.CacheEntry) -> CacheEntry:
 
     Raises InvalidEntryError or RequestError, whose field is relative to the entry.
     """
+    labels = message.labels
     return manager.new_entry(
         message.proxy_url,
         key=message.key,
@@ -82,7 +83,8 @@ def read_entry(manager: CacheManager, message: pb.CacheEntry) -> CacheEntry:
         health_monitoring=(
             _read_monitoring(message.health_monitoring) if message.HasField("health_monitoring") else None
         ),
-        labels=message.labels,
+        # Its own `items` takes twice as long.
+        labels={name: labels[name] for name in labels} if labels else None,
     )
 
 

@@ -55,6 +55,10 @@ class Applied(NamedTuple):
     evicted: tuple[str, ...] = ()
 
 
+# The usual ones, by whether the key was held before.
+QUIETLY_APPLIED = (Applied(existed=False), Applied(existed=True))
+
+
 class Page(NamedTuple):
     """What a stretch of the keys holds, and the key behind which the next one begins; None behind the last.
 

@@ -21,6 +21,7 @@ from proxystash_server.cache.group_commit import GroupCommit
 from proxystash_server.cache.killpoints import reach
 from proxystash_server.cache.tiers.base import (
     EVERYTHING,
+    QUIETLY_APPLIED,
     Applied,
     DurableTier,
     EntryFilter,
@@ -29,7 +30,7 @@ from proxystash_server.cache.tiers.base import (
     Write,
 )
 from proxystash_server.cache.tiers.files import replace_file
-from proxystash_server.cache.tiers.jsonl_batch import Batch
+from proxystash_server.cache.tiers.jsonl_batch import Batch, FileBatch
 from proxystash_server.cache.tiers.jsonl_directory import SHARDS, JsonlDirectory
 from proxystash_server.cache.tiers.jsonl_load import in_order, load, shard_number
 from proxystash_server.cache.tiers.jsonl_record import (
@@ -233,7 +234,7 @@ class JsonlCacheTier(DurableTier):
         bodies = [write_body(write, self.encryptor) for write in writes]
 
         def change(dirty: set[Shard]) -> list[Applied]:
-            batch = Batch()
+            batch = Batch(self._shards)
             pairs = zip(writes, bodies, strict=True)
             applied = [self._apply_one(write, body, batch) for write, body in pairs]
             self._write(batch, dirty)
@@ -291,7 +292,7 @@ class JsonlCacheTier(DurableTier):
 
     def trim(self) -> list[str]:
         def change(dirty: set[Shard]) -> list[str]:
-            batch = Batch()
+            batch = Batch(self._shards)
             evicted = self._make_room(0, batch)
             self._write(batch, dirty)
             return evicted
@@ -366,40 +367,43 @@ class JsonlCacheTier(DurableTier):
         return finish_line(body, self._sequence)
 
     def _apply_one(self, write: Write, body: bytes, batch: Batch) -> Applied:
-        key, entry = write.key, write.entry
-        shard = self._shard(key)
-        held = batch.slot_of(shard, key)
+        key, entry, version, for_backlog = write
+        file = batch.file_of(key)
+        held = file.slot_of(key)
         evicted: list[str] = []
         if entry is not None:
             if held is None:
                 evicted = self._make_room(1, batch)
+                batch.growth += 1
                 line = self._line(body)
             else:
                 line = self._line(b'%b,"first":%d' % (body, held.first))
             sequence = self._sequence
-            slot = Slot(
-                shard.segment,
-                batch.add_line(shard, line),
+            file.changes[key] = Slot(
+                file.shard.segment,
+                file.add_line(line),
                 len(line),
                 sequence,
                 sequence,
                 sequence if held is None else held.first,
-                entry.expires_at_us,
-                entry.version,
+                entry.content.expires_at_us,
+                entry.content.version,
                 entry.access_count,
                 entry.last_accessed_us,
                 entry.evicted_from_l1,
             )
-            batch.index(shard, key, slot)
             self._policy.record_put(key, entry.access_count)
-        elif held is not None or write.for_backlog:
-            batch.add_line(shard, self._line(body))
-            batch.index(shard, key, None)
+        elif held is not None or for_backlog:
+            file.add_line(self._line(body))
+            file.changes[key] = None
+            batch.growth -= held is not None
             self._policy.remove(key)
-        self._last_version = max(self._last_version, write.version)
-        if write.for_backlog:
-            batch.marks[key] = max(write.version, batch.marks.get(key, 0))
-        return Applied(held is not None, tuple(evicted))
+        self._last_version = max(self._last_version, version)
+        if for_backlog:
+            batch.marks[key] = max(version, batch.marks.get(key, 0))
+        if evicted:
+            return Applied(held is not None, tuple(evicted))
+        return QUIETLY_APPLIED[held is not None]
 
     def _make_room(self, wanted: int, batch: Batch) -> list[str]:
         if self.config.max_entries is None:
@@ -410,31 +414,38 @@ class JsonlCacheTier(DurableTier):
         backlog = {**self._backlog, **batch.marks} if batch.marks else self._backlog
         victims = _first(self._policy.victims(), surplus, backlog)
         for key in victims:
-            shard = self._shard(key)
-            batch.add_line(shard, self._line(delete_body(key)))
-            batch.index(shard, key, None)
+            file = batch.file_of(key)
+            file.add_line(self._line(delete_body(key)))
+            file.changes[key] = None
             self._policy.remove(key)
+        batch.growth -= len(victims)
         return victims
 
     def _write(self, batch: Batch, dirty: set[Shard]) -> None:
         """Append the lines of a batch and publish them, file by file."""
         try:
-            for shard, lines, changes in batch.files():
-                dirty.add(shard)
-                shard.append(lines)
-                with self._lock:
-                    for key, slot in changes:
-                        if slot is None:
-                            self._size -= shard.forget(key)
-                        else:
-                            self._size += key not in shard.index
-                            shard.put(key, slot)
+            for file in batch.files.values():
+                if file.lines:
+                    dirty.add(file.shard)
+                    file.shard.append(b"".join(file.lines))
+                    self._publish(file)
         except OSError:
             # The policy is ahead of the index.
             self._policy = self._policy_of(self._shards)
             raise
         for key, version in batch.marks.items():
             self._mark(key, version)
+
+    def _publish(self, file: FileBatch) -> None:
+        shard = file.shard
+        with self._lock:
+            before = len(shard.index)
+            for key, slot in file.changes.items():
+                if slot is None:
+                    shard.forget(key)
+                else:
+                    shard.put(key, slot)
+            self._size += len(shard.index) - before
 
     def _mark(self, key: str, version: int) -> None:
         with self._lock:

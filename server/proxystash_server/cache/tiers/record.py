@@ -31,7 +31,8 @@ class CorruptRecordError(Exception):
 
 def sealed_of(entry: CacheEntry, encryptor: CredentialEncryptor) -> bytes | None:
     """The entry's credentials as they go to disk, sealed now unless that was done before."""
-    return entry.sealed if entry.sealed is not None else encryptor.seal(entry.username, entry.password)
+    stored = entry.content
+    return stored.sealed if stored.sealed is not None else encryptor.seal(stored.username, stored.password)
 
 
 def labels_text(labels: Mapping[str, str]) -> str:

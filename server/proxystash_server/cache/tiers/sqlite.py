@@ -19,7 +19,15 @@ from proxystash_server.cache.credentials import CredentialEncryptor, UnreadableC
 from proxystash_server.cache.entry import CacheEntry, Clock, wall_clock
 from proxystash_server.cache.errors import EncryptionKeyError
 from proxystash_server.cache.eviction import SQL_ORDER
-from proxystash_server.cache.tiers.base import Applied, DurableTier, EntryFilter, OnCorruption, Page, Write
+from proxystash_server.cache.tiers.base import (
+    QUIETLY_APPLIED,
+    Applied,
+    DurableTier,
+    EntryFilter,
+    OnCorruption,
+    Page,
+    Write,
+)
 from proxystash_server.cache.tiers.database import Database
 from proxystash_server.cache.tiers.record import CorruptRecordError
 from proxystash_server.cache.tiers.sqlite_record import COLUMNS, Row, read_row, write_row
@@ -243,10 +251,9 @@ class SQLiteCacheTier(DurableTier):
 
     def apply(self, writes: Sequence[Write]) -> list[Applied]:
         rows = [
-            None if write.entry is None else write_row(write.entry, self.encryptor, self._next_recency())
-            for write in writes
+            None if write.entry is None else write_row(write.entry, self.encryptor, recency)
+            for recency, write in enumerate(writes, self._take_recencies(len(writes)))
         ]
-
         return self._database.write(lambda connection: self._apply(connection, writes, rows))
 
     @property
@@ -254,7 +261,8 @@ class SQLiteCacheTier(DurableTier):
         return self._database.busy
 
     def touch(self, accesses: Sequence[Access]) -> None:
-        uses = json.dumps([(*access, self._next_recency()) for access in accesses])
+        first = self._take_recencies(len(accesses))
+        uses = json.dumps([(*access, recency) for recency, access in enumerate(accesses, first)])
         self._database.write(lambda connection: connection.execute(_TOUCH, (uses,)))
 
     def clear(self) -> int:
@@ -322,7 +330,9 @@ class SQLiteCacheTier(DurableTier):
         marks = [(write.key, write.version) for write in writes if write.for_backlog]
         if marks:
             connection.executemany(_MARK, marks)
-        return [Applied(write.key in held, tuple(evicted)) for write in writes]
+        if evicted:
+            return [Applied(write.key in held, tuple(evicted)) for write in writes]
+        return [QUIETLY_APPLIED[write.key in held] for write in writes]
 
     def _room_in_transaction(self, wanted: int) -> bool:
         most = self.config.max_entries
@@ -387,10 +397,12 @@ class SQLiteCacheTier(DurableTier):
             known = isinstance(row[0], str) and row[0].isprintable()
             self._on_corruption(self.tier_type, row[0] if known else None, reason)
 
-    def _next_recency(self) -> int:
+    def _take_recencies(self, count: int) -> int:
+        """The first of so many new recencies, which follow each other."""
         with self._recency_lock:
-            self._recency += 1
-            return self._recency
+            first = self._recency + 1
+            self._recency += count
+            return first
 
 
 def _held(connection: sqlite3.Connection, keys: Sequence[str]) -> set[str]:
