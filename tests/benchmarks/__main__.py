@@ -18,6 +18,7 @@ from pathlib import Path
 from tests.benchmarks import machine
 from tests.benchmarks.bench import Bench, Theme
 from tests.benchmarks.catalogue import THEMES
+from tests.benchmarks.processes import stop_children
 from tests.benchmarks.publish import publish
 from tests.benchmarks.report import summary, table
 from tests.benchmarks.results import CannotRunError, Measurement, Result
@@ -37,8 +38,9 @@ def main(arguments: list[str]) -> int:
             for row in theme.rows:
                 print(f"  {row.name:24} {row.what}")
         return 0
-    # So that everything is also stopped when the benchmark is.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))
+    # So that everything is also stopped when the benchmark is, even where a shell has it ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # The library below gRPC tells of each connection that ends.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     wanted = {row.name for theme in THEMES for row in theme.rows if fnmatchcase(row.name, options.rows)}
@@ -92,6 +94,7 @@ def _run(options: argparse.Namespace, wanted: set[str]) -> Run:
                 bench.tell(theme.title)
                 results += _results(bench, theme, names)
     finally:
+        stop_children()
         shutil.rmtree(folder, ignore_errors=True)
     facts["seconds"] = round(time.monotonic() - bench.started)
     return Run(facts, tuple(results))

@@ -31,7 +31,7 @@ class Bench:
     @property
     def rounds(self) -> int:
         """How many rounds of each comparison."""
-        return self.size(5, 3)
+        return self.size(7, 3)
 
     def size(self, full: _Value, quick: _Value) -> _Value:
         """The first in a full run, the second in a quick one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -46,6 +47,32 @@ def stop(process: subprocess.Popen[str]) -> None:
             process.wait()
     if process.stdout is not None:
         process.stdout.close()
+
+
+def stop_children() -> None:
+    """End what an interrupt has left: it may come between the start of a process and its first owner."""
+    give_up = time.monotonic() + _STOP_SECONDS
+    for child in children():
+        os.kill(child, signal.SIGTERM)
+    while left := children():
+        for child in left:
+            if time.monotonic() > give_up:
+                os.kill(child, signal.SIGKILL)
+            os.waitpid(child, os.WNOHANG)
+        time.sleep(0.02)
+
+
+def children() -> list[int]:
+    """The processes that this one has started and not waited for."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if parent == os.getpid():
+            found.append(int(stat.parent.name))
+    return found
 
 
 def cpu_seconds(pid: int) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tests.benchmarks.results import Goal, Result, State
 from tests.benchmarks.text import markdown_table, number
 
-HEADINGS = ("what", "against", "how", "goal", "measured", "rounds", "")
+HEADINGS = ("what", "against", "how", "goal", "measured", "rounds", "result", "figures")
 
 
 def table(results: Sequence[Result]) -> str:
@@ -33,9 +33,7 @@ def _cells(result: Result) -> tuple[str, ...]:
     row, measured = result.row, result.measurement
     facts = (row.what, row.against, row.how, goal_text(row.goal, row.unit))
     if measured is None:
-        return (*facts, "", "", f"cannot run: {result.reason}")
+        return (*facts, "", "", str(result.state), result.reason)
     found = measured.spread
     rounds = f"{number(found.low, row.unit)} .. {number(found.high, row.unit)}"
-    state = "" if row.goal is None else str(result.state)
-    remark = "; ".join(text for text in (state, measured.remark) if text)
-    return (*facts, number(found.value, row.unit), rounds, remark)
+    return (*facts, number(found.value, row.unit), rounds, str(result.state), measured.remark)

@@ -12,7 +12,7 @@ from tests.benchmarks.growth_operations import CALLS, CLEAR, RARE, TITLES
 from tests.benchmarks.results import Measurement, Row, at_most
 from tests.benchmarks.rounds import Series, Spread
 from tests.benchmarks.starts import measure_starts
-from tests.benchmarks.text import beside
+from tests.benchmarks.text import beside, number
 from tests.benchmarks.workers import Worker, open_worker
 
 BASE = 10_000
@@ -91,7 +91,7 @@ def _costs(bench: Bench, workers: Mapping[int, Worker], operation: str, count: i
     # The first round finds the caches of the others' stores.
     for warm_up in actions.values():
         warm_up()
-    measured = bench.interleave(actions, bench.size(7, 3))
+    measured = bench.interleave(actions, bench.size(9, 3))
     return {size: measured[f"{size:,}"] for size in workers if measured[f"{size:,}"]}
 
 
@@ -124,7 +124,10 @@ def _worst(costs: Mapping[str, dict[int, Series]], large: int, remark: str) -> M
     worst = max(growth, key=lambda operation: growth[operation].value)
     grown, base = (median(costs[worst][size]["wall_us"]) for size in (large, BASE))
     cpu = growth_of(costs[worst], large, "cpu_us").value
-    remarks = [f"{TITLES[worst]}: {beside(grown, base, 'µs')}; by the thread's CPU time {cpu:.2f}×", remark]
+    remarks = [
+        f"{TITLES[worst]}: {beside(grown, base, 'µs')}; by the thread's CPU time {number(cpu, '×')}",
+        remark,
+    ]
     return Measurement(growth[worst], _raw(costs), "; ".join(text for text in remarks if text))
 
 

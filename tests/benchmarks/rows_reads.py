@@ -61,7 +61,7 @@ def _measure(bench: Bench, wanted: frozenset[str]) -> Mapping[str, Measurement]:
         actions = {name: action for name, action in actions.items() if name in used}
         for warm_up in actions.values():
             warm_up()
-        measured = bench.interleave(actions, bench.size(9, 5))
+        measured = bench.interleave(actions, bench.size(11, 5))
     return {row: compare_rates(measured, *_RATIOS[row]) for row in wanted}
 
 

@@ -30,7 +30,7 @@ _ROWS = (
     ),
     Row(
         "batch-put",
-        "BatchPut of 500, durable: entries/s",
+        "BatchPut of 500, durable, no credentials: entries/s",
         "Put, 16 in flight: entries/s",
         f"ghz, 1 connection, {_BATCHES_IN_FLIGHT} in flight, distinct keys into an empty store",
         at_least(10),

@@ -115,6 +115,28 @@ def test_processes_end_with_what_they_were_started_for() -> None:
     assert one.returncode is not None
 
 
+def test_processes_that_nobody_owns_are_ended_too() -> None:
+    program = """
+import subprocess, sys
+from tests.benchmarks.processes import children, stop_children
+
+subprocess.Popen(["sleep", "600"])
+print(len(children()))
+stop_children()
+print(len(children()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tools.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+    assert done.stdout.split() == ["1", "0"]
+
+
 def test_rows_without_their_tool_say_so_and_the_others_are_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
