@@ -83,7 +83,7 @@ def _run(options: argparse.Namespace, wanted: set[str]) -> Run:
         "versions": machine.versions(),
         **machine.commit(),
     }
-    # Not below /tmp, which may be memory: what is durable is to be so on a disk.
+    # Not where temporary files are, which may be in memory: what is durable is to be so on a disk.
     (ROOT / "build").mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="bench-", dir=ROOT / "build"))
     bench = Bench(folder, options.quick)

@@ -19,10 +19,11 @@ CALLS: Final = {
     "list_first": 20,
     "list_deep": 20,
     "list_label": 20,
+    "scan_rare": 10,
     "statistics": 500,
     "expiry": 100,
 }
-# By itself: it scans.
+# By itself: it looks at everything.
 RARE: Final = {"list_rare": 5}
 # By itself: it leaves nothing to measure.
 CLEAR: Final = "clear"
@@ -41,7 +42,8 @@ TITLES: Final = {
     "list_first": "list, first page of 100",
     "list_deep": "list, a page of 100 from 90% on",
     "list_label": "list, a page of 100 by a label that one in five has",
-    "list_rare": "list, a page of 100 of a source that 200 have",
+    "scan_rare": "one call of List, of a source that 200 have",
+    "list_rare": "list, until 100 of a source that 200 have are found",
     "statistics": "get_statistics",
     "expiry": "a pass of the cleaner that finds nothing",
     CLEAR: "clear, by entry",

@@ -125,6 +125,10 @@ class ProxystashSide:
     def _list_rare(self, count: int) -> Batch:
         return Batch(self._manager.list_entries, [("", _PAGE, EntryFilter(source=RARE_SOURCE))] * count)
 
+    def _scan_rare(self, count: int) -> Batch:
+        wanted = EntryFilter(source=RARE_SOURCE)
+        return Batch(self._manager.scan_entries, [("", _PAGE, wanted)] * count)
+
     def _statistics(self, count: int) -> Batch:
         return Batch(self._manager.get_statistics, [()] * count)
 
