@@ -102,6 +102,17 @@ def test_a_reader_does_not_stop_maintenance_and_goes_on_to_see_what_it_saw(
     assert _log_bytes(path) <= _LIMIT
 
 
+def test_a_clear_does_not_write_everything_that_it_clears(
+    open_tier: OpenTier, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_LOG_LIMIT_BYTES", _LIMIT)
+    tier = open_tier()
+    _fill(tier, 0, 5000)
+    tier.maintain()
+    assert tier.clear() == 5000
+    assert _log_bytes(path) < path.stat().st_size / 10
+
+
 def test_without_maintenance_the_log_does_not_grow_for_ever(
     open_tier: OpenTier, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

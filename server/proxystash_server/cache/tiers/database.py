@@ -292,6 +292,8 @@ class Database:
             writer.execute(f"PRAGMA journal_size_limit = {_LOG_LIMIT_BYTES}")
             writer.execute(f"PRAGMA wal_autocheckpoint = {_LOG_BACKSTOP_PAGES}")
             writer.execute(f"PRAGMA cache_size = {-_WRITER_CACHE_BYTES // 1024}")
+            # Some builds of SQLite overwrite every page that a Clear frees, through the log.
+            writer.execute("PRAGMA secure_delete = FAST")
             if not tables:
                 writer.executescript(
                     f"BEGIN; {SCHEMA}"
