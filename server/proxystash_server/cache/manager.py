@@ -213,24 +213,16 @@ class CacheManager:
 
     def get(self, key: str) -> CacheEntry | None:
         """The entry after this use, or None; raises as `lookup` does."""
-        return self.lookup(key)[0]
+        entry = self._hit(key)
+        return self._lookup_below(key).entry if entry is None else entry
 
     def lookup(self, key: str) -> Lookup:
         """The entry after this use, and the tier that held it.
 
         Raises CacheUnavailableError if no tier works.
         """
-        if self._closed:
-            raise CacheClosedError("the cache is closed")
-        # This is the case that must be cheap, so only one duration in sixteen is counted. An L1 that is
-        # switched off holds nothing.
-        started = 0 if self._l1.hits & 15 else time.perf_counter_ns()
-        entry = self._l1.hit(key, self._clock())
-        if entry is None:
-            return self._lookup_below(key)
-        if started:
-            self._l1_latency.record(time.perf_counter_ns() - started)
-        return _found_in_l1(entry)
+        entry = self._hit(key)
+        return self._lookup_below(key) if entry is None else _found_in_l1(entry)
 
     def lookup_many(self, keys: Sequence[str]) -> Lookups:
         """A lookup of each key, in order; not atomic across keys.
@@ -408,6 +400,19 @@ class CacheManager:
         self.close()
 
     # -- inside
+
+    def _hit(self, key: str) -> CacheEntry | None:
+        """The entry from L1, which holds nothing if it is switched off, after this use."""
+        if self._closed:
+            raise CacheClosedError("the cache is closed")
+        # This is the case that must be cheap, so only one duration in sixteen is counted.
+        if self._l1.hits & 15:
+            return self._l1.hit(key, self._clock())
+        started = time.perf_counter_ns()
+        entry = self._l1.hit(key, self._clock())
+        if entry is not None:
+            self._l1_latency.record(time.perf_counter_ns() - started)
+        return entry
 
     def _check_open(self) -> None:
         if self._closed:

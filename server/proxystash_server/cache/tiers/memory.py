@@ -38,12 +38,8 @@ class MemoryCacheTier(CacheTier):
         self._lock = threading.Lock()
         self._entries: dict[str, CacheEntry] = {}
         self._policy = make_policy(config.eviction_policy)
-        self._hits = 0
-
-    @property
-    def hits(self) -> int:
-        """How many lookups this tier has answered."""
-        return self._hits
+        # How many lookups this tier has answered; read without the lock, since it is one number.
+        self.hits = 0
 
     def hit(self, key: str, now_us: int) -> CacheEntry | None:
         """The live entry after one more use, or None if it is absent or expired."""
@@ -54,7 +50,7 @@ class MemoryCacheTier(CacheTier):
             entry = self._entries[key] = accessed(entry, now_us)
             self._policy.record_access(key, entry.access_count)
             self._access_log.record_use(entry)
-            self._hits += 1
+            self.hits += 1
             return entry
 
     def hit_many(self, keys: Sequence[str], now_us: int) -> list[CacheEntry | None]:
@@ -75,7 +71,7 @@ class MemoryCacheTier(CacheTier):
                     append(entry)
                     found.append(entry)
                 self._access_log.record_uses(used)
-                self._hits += len(used)
+                self.hits += len(used)
         return found
 
     def absent(self, keys: Iterable[str]) -> list[str]:
