@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from proxystash_server.cache.entry import CacheEntry
@@ -33,11 +32,14 @@ class AccessLog:
     Every get writes here; disk tiers get it in batches. Whoever reads an entry from disk combines it with
     what stands here, so answers are exact although the disk lags. During a flush its batch stays visible
     until it is written; since it may be gone a moment later, a reader peeks before it reads the disk, or
-    compares `flushes` around both. Thread-safe; its lock is a leaf: nothing is called while it is held.
+    compares `flushes` around both. Thread-safe.
+
+    `lock` is L1's too, since L1 writes here with each of its own changes: the methods named `note_...` are
+    for it, and want the lock held by the caller.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self._waiting: OrderedDict[str, CacheEntry] = OrderedDict()
         self._flushing: dict[str, CacheEntry] = {}
         self._flushes = 0
@@ -56,26 +58,19 @@ class AccessLog:
 
     def record_use(self, entry: CacheEntry) -> None:
         """Note `entry` as its latest use left it."""
-        key = entry.content.key
-        with self._lock:
-            self._waiting[key] = entry
-            self._waiting.move_to_end(key)
-            self._has_uses = True
+        with self.lock:
+            self.note_use(entry.key, entry)
 
-    def record_uses(self, entries: Sequence[CacheEntry]) -> None:
-        """Note several entries, as `record_use` does."""
+    def note_use(self, key: str, entry: CacheEntry) -> None:
+        """Note the entry of `key` as its latest use left it."""
         waiting = self._waiting
-        with self._lock:
-            for entry in entries:
-                key = entry.content.key
-                waiting[key] = entry
-                waiting.move_to_end(key)
-            self._has_uses = self._has_uses or bool(entries)
+        waiting[key] = entry
+        waiting.move_to_end(key)
+        self._has_uses = True
 
-    def record_demotion(self, entry: CacheEntry) -> None:
+    def note_demotion(self, entry: CacheEntry) -> None:
         """Note `entry` as it fell out of memory, which is no use of it."""
-        with self._lock:
-            self._waiting[entry.key] = entry
+        self._waiting[entry.key] = entry
 
     @property
     def flushes(self) -> int:
@@ -84,24 +79,24 @@ class AccessLog:
 
     def peek(self, key: str) -> CacheEntry | None:
         """What has happened to `key` since the last flush."""
-        with self._lock:
+        with self.lock:
             return self._waiting.get(key) or self._flushing.get(key)
 
     def discard(self, key: str) -> None:
         """Forget a key whose entry is gone or replaced."""
-        with self._lock:
+        with self.lock:
             self._waiting.pop(key, None)
             self._flushing.pop(key, None)
 
     def clear(self) -> None:
         """Forget everything."""
-        with self._lock:
+        with self.lock:
             self._waiting.clear()
             self._flushing.clear()
 
     def begin_flush(self, limit: int) -> list[Access]:
         """The oldest `limit` accesses, to be written; one flush at a time (the caller's lock)."""
-        with self._lock:
+        with self.lock:
             while self._waiting and len(self._flushing) < limit:
                 key, entry = self._waiting.popitem(last=False)
                 self._flushing[key] = entry
@@ -116,7 +111,7 @@ class AccessLog:
 
     def end_flush(self, *, written: bool) -> None:
         """Forget the batch, or put back what could not be written and was not used again meanwhile."""
-        with self._lock:
+        with self.lock:
             if not written:
                 for key, entry in reversed(self._flushing.items()):
                     if key not in self._waiting:

@@ -6,9 +6,9 @@ none of these three is waited for by a reader of another key.
 1. key locks (several at once only in sorted order, through `hold_many`; all of them through `hold_all`)
 2. the flush lock of the tier stack (one flush of uses at a time)
 3. a tier's commit lock (group commit: writers of one tier, never its readers)
-4. a tier's memory lock (L1's entries, JSONL's index)
-5. leaves, never two at once: those of the access log, the statistics and latencies, a breaker, a backlog, and
-   the numbers of changes
+4. a tier's memory lock (JSONL's index; L1's entries and the access log, which have one lock together)
+5. leaves, never two at once: those of the statistics and latencies, a breaker, a backlog, and the numbers of
+   changes
 """
 
 from __future__ import annotations

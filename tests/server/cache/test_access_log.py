@@ -96,7 +96,7 @@ def test_a_cleared_log_is_empty() -> None:
 def test_the_log_knows_whether_anything_was_used_since_the_last_flush() -> None:
     log = AccessLog()
     seen = [log.has_uses]
-    log.record_demotion(used("a", 0))
+    log.note_demotion(used("a", 0))
     seen.append(log.has_uses)
     log.record_use(used("b", 1))
     seen.append(log.has_uses)

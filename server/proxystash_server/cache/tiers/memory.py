@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import threading
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -20,8 +19,8 @@ _KEYS_PER_HOLD: Final = 100
 class MemoryCacheTier(CacheTier):
     """A dictionary and a policy under one lock, held for memory operations only.
 
-    Uses and capacity evictions are written to the access log under the same lock, so that a reader who no
-    longer finds an entry here finds its counts there.
+    It is the lock of the access log, to which uses and capacity evictions are written under the same hold, so
+    that a reader who no longer finds an entry here finds its counts there.
     """
 
     backend = "memory"
@@ -35,7 +34,7 @@ class MemoryCacheTier(CacheTier):
     ) -> None:
         super().__init__(config, tier_type, clock)
         self._access_log = AccessLog() if access_log is None else access_log
-        self._lock = threading.Lock()
+        self._lock = self._access_log.lock
         self._entries: dict[str, CacheEntry] = {}
         self._policy = make_policy(config.eviction_policy)
         # How many lookups this tier has answered; read without the lock, since it is one number.
@@ -49,7 +48,7 @@ class MemoryCacheTier(CacheTier):
                 return None
             entry = self._entries[key] = accessed(entry, now_us)
             self._policy.record_access(key, entry.access_count)
-            self._access_log.record_use(entry)
+            self._access_log.note_use(key, entry)
             self.hits += 1
             return entry
 
@@ -57,9 +56,8 @@ class MemoryCacheTier(CacheTier):
         """`hit` of each key, in order."""
         found: list[CacheEntry | None] = []
         entries, record_access = self._entries, self._policy.record_access
+        note_use = self._access_log.note_use
         for start in range(0, len(keys), _KEYS_PER_HOLD):
-            used: list[CacheEntry] = []
-            append = used.append
             with self._lock:
                 for key in keys[start : start + _KEYS_PER_HOLD]:
                     entry = entries.get(key)
@@ -68,10 +66,9 @@ class MemoryCacheTier(CacheTier):
                         continue
                     entry = entries[key] = accessed(entry, now_us)
                     record_access(key, entry.access_count)
-                    append(entry)
+                    note_use(key, entry)
                     found.append(entry)
-                self._access_log.record_uses(used)
-                self.hits += len(used)
+                    self.hits += 1
         return found
 
     def absent(self, keys: Iterable[str]) -> list[str]:
@@ -107,7 +104,7 @@ class MemoryCacheTier(CacheTier):
                 return None
             if held.access_count > entry.access_count:
                 entry = with_access(entry, held.access_count, held.last_accessed_us, held.evicted_from_l1)
-                self._access_log.record_use(entry)
+                self._access_log.note_use(key, entry)
             self._entries[key] = entry
             return entry
 
@@ -158,7 +155,7 @@ class MemoryCacheTier(CacheTier):
         victim = next(self._policy.victims())
         self._policy.remove(victim)
         entry = self._entries.pop(victim)
-        self._access_log.record_demotion(
+        self._access_log.note_demotion(
             with_access(entry, entry.access_count, entry.last_accessed_us, evicted_from_l1=True)
         )
         evicted.append(victim)
