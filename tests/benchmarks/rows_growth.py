@@ -73,7 +73,7 @@ def _measure(bench: Bench, wanted: frozenset[str]) -> Mapping[str, Measurement]:
             workers[size].fill()
         operations = (CALLS if "growth" in wanted else {}) | (RARE if "growth-rare" in wanted else {})
         for operation, count in operations.items():
-            costs[operation] = _costs(bench, workers, operation, count)
+            costs[operation] = _costs(bench, workers, operation, bench.size(count, count // 2))
     if starts:
         figures = measure_starts(bench, large_folder, bench.size(5, 2))
         found.update({name: Measurement(spread, raw, remark) for name, (spread, raw) in figures.items()})

@@ -56,7 +56,7 @@ def _measure(bench: Bench, wanted: frozenset[str]) -> Mapping[str, Measurement]:
                 workers[side] = stack.enter_context(open_worker(side, bench.new_folder(), ENTRIES, backend))
                 workers[side].fill()
             for operation, _, _, ours, theirs in operations:
-                counts = {"proxystash": ours, "proxywhirl": theirs[place]}
+                counts = {"proxystash": ours, "proxywhirl": bench.size(theirs[place], theirs[place] // 2)}
                 bench.tell(f"  {operation}")
                 measured = bench.interleave(
                     {side: workers[side].measuring(operation, counts[side]) for side in _SIDES}

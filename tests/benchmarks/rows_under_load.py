@@ -101,7 +101,7 @@ def _measure_streams(bench: Bench, wanted: frozenset[str]) -> Mapping[str, Measu
         server.stub.Put(pb.PutRequest(entry=entry_message(0)))
         # As long as several snapshots, whatever this machine makes of it.
         rate = repeated(server, "Get", get, 2000, l1_hits=1)()["per_second"]
-        read = repeated(server, "Get", get, int(rate * bench.size(4, 3)), l1_hits=1)
+        read = repeated(server, "Get", get, int(rate * bench.size(4, 2)), l1_hits=1)
 
         def read_beside_subscribers() -> Figures:
             with _subscribers(server, stream) as meter:
