@@ -6,7 +6,6 @@ import heapq
 import logging
 import threading
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,12 +52,15 @@ from proxystash_server.cache.tiers.jsonl_shard import (
 logger = logging.getLogger(__name__)
 
 
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise TierError(f"{type(error).__name__}: {error.strerror}") from error
+class _Translated:
+    """Inside the block, faults of the file system are raised as TierError."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, OSError):
+            raise TierError(f"{type(error).__name__}: {error.strerror}") from error
 
 
 class JsonlCacheTier(DurableTier):
@@ -102,7 +104,7 @@ class JsonlCacheTier(DurableTier):
     # -- the store as a whole
 
     def open(self) -> None:
-        with self._commits.lock, _translated():
+        with self._commits.lock, _Translated():
             self._directory.create()
             meta = self._directory.read_meta()
             if meta is not None and not self.encryptor.passes_check(meta["key_check"].encode()):
@@ -133,7 +135,7 @@ class JsonlCacheTier(DurableTier):
         self._commits.submit(change)
 
     def stored_key_check(self) -> bytes | None:
-        with _translated():
+        with _Translated():
             meta = self._directory.read_meta()
         return None if meta is None else str(meta["key_check"]).encode()
 
@@ -151,7 +153,7 @@ class JsonlCacheTier(DurableTier):
 
     def set_partner(self, partner_id: str, session: str) -> None:
         meta = {**self._meta, "partner_id": partner_id, "session": session}
-        with self._commits.lock, _translated():
+        with self._commits.lock, _Translated():
             self._directory.write_meta(meta)
         self._meta = meta
 
@@ -184,7 +186,7 @@ class JsonlCacheTier(DurableTier):
             if slot is None:
                 return None
             slot = replace(slot)
-        with _translated():
+        with _Translated():
             line = slot.segment.read(slot.offset, slot.length)
         try:
             return read_entry(key, line, slot, self.encryptor)
@@ -335,7 +337,7 @@ class JsonlCacheTier(DurableTier):
         # The first one last, as in a clear.
         for shard in self._shards[::-1]:
             if shard.wants_compaction:
-                with _translated():
+                with _Translated():
                     self._compact(shard)
 
     # -- under the commit lock
@@ -344,7 +346,7 @@ class JsonlCacheTier(DurableTier):
         if not self._shards:
             raise TierError("the files are closed")
         dirty: set[Shard] = set()
-        with _translated():
+        with _Translated():
             results = [change(dirty) for change in changes]
             self._sync_all(dirty)
             for shard in dirty:
@@ -422,30 +424,40 @@ class JsonlCacheTier(DurableTier):
         return victims
 
     def _write(self, batch: Batch, dirty: set[Shard]) -> None:
-        """Append the lines of a batch and publish them, file by file."""
+        """Append the lines of a batch, file by file, and publish them, all at once.
+
+        What one of them brings in and what another one loses for it belong together.
+        """
+        written: list[FileBatch] = []
         try:
             for file in batch.files.values():
                 if file.lines:
                     dirty.add(file.shard)
                     file.shard.append(b"".join(file.lines))
-                    self._publish(file)
+                    written.append(file)
         except OSError:
+            self._publish(written)
             # The policy is ahead of the index.
             self._policy = self._policy_of(self._shards)
             raise
+        self._publish(written)
         for key, version in batch.marks.items():
             self._mark(key, version)
 
-    def _publish(self, file: FileBatch) -> None:
-        shard = file.shard
+    def _publish(self, files: Sequence[FileBatch]) -> None:
+        growth = 0
         with self._lock:
-            before = len(shard.index)
-            for key, slot in file.changes.items():
-                if slot is None:
-                    shard.forget(key)
-                else:
-                    shard.put(key, slot)
-            self._size += len(shard.index) - before
+            for file in files:
+                shard = file.shard
+                before = len(shard.index)
+                for key, slot in file.changes.items():
+                    if slot is None:
+                        shard.forget(key)
+                    else:
+                        shard.put(key, slot)
+                growth += len(shard.index) - before
+            # Once, since it is read without the lock.
+            self._size += growth
 
     def _mark(self, key: str, version: int) -> None:
         with self._lock:
