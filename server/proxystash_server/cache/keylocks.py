@@ -1,13 +1,15 @@
 """Locks per key, so that work on one key never waits for another.
 
-Lock order, outermost first; a thread takes them only downwards. Only the first three are held across I/O, and
-none of these three is waited for by a reader of another key.
+Lock order, outermost first; a thread takes them only downwards. Only the first four are held across I/O, and
+none of these four is waited for by a reader of another key.
 
-1. key locks (several at once only in sorted order, through `hold_many`; all of them through `hold_all`)
-2. the flush lock of the tier stack (one flush of uses at a time)
-3. a tier's commit lock (group commit: writers of one tier, never its readers)
-4. a tier's memory lock (JSONL's index; L1's entries and the access log, which have one lock together)
-5. leaves, never two at once: those of the statistics and latencies, a breaker, a backlog, and the numbers of
+1. the lock of the puts (group commit: one group of puts at a time)
+2. key locks (several at once only through `hold_many`, together or in sorted order; all of them through
+   `hold_all`)
+3. the flush lock of the tier stack (one flush of uses at a time)
+4. a tier's commit lock (group commit: writers of one tier, never its readers)
+5. a tier's memory lock (JSONL's index; L1's entries and the access log, which have one lock together)
+6. leaves, never two at once: those of the statistics and latencies, a breaker, a backlog, and the numbers of
    changes
 """
 

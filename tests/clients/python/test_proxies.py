@@ -144,6 +144,17 @@ def test_an_address_does_not_show_its_credentials() -> None:
     assert repr(parse_proxy_url(f"http://ann:{SECRET}@h:1")) == "ProxyAddress(url='http://h:1')"
 
 
+@pytest.mark.parametrize(
+    "location",
+    ["192.0.2.1:8080", "gate.example.com:1", "a_b-c.d:65535", "x:80", "1a:80", "xn--bcher-kva.example:3128"],
+)
+def test_a_url_in_its_one_spelling_is_read_like_any_other(location: str) -> None:
+    for scheme in SCHEMES:
+        usual = parse_proxy_url(f"{scheme}://{location}")
+        assert usual == parse_proxy_url(f"{scheme.upper()}://{location}")
+        assert usual.url == f"{scheme}://{location}"
+
+
 def test_the_key_is_the_start_of_the_hash_of_the_url() -> None:
     assert cache_key("HTTP://H:1/") == hashlib.sha256(b"http://h:1").hexdigest()[:16]
 

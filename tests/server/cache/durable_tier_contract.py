@@ -223,6 +223,14 @@ class DurableTierContract(TierContract):
         assert sorted(tier.keys()) == sorted(f"{w}-{n}" for w in range(8) for n in range(20))
         check_tier(tier)
 
+    def test_text_comes_back_as_it_was_whatever_has_to_be_escaped_in_it(self, make: MakeDurableTier) -> None:
+        tier = make()
+        text = "".join(map(chr, (*range(0x20, 0x7F), 0xA0, 0x2028, 0xFFFD, 0x1F600))) + '\\u0041","seq":1'
+        entry = stored("key", source=text, labels={text[:60]: text, 'a":"b': ',"backlog":true'})
+        put(tier, entry)
+        for one in as_is_and_reopened(tier, make):
+            assert one.get("key") == entry
+
     # -- versions and uses
 
     def test_versions_are_those_of_the_latest_writes(self, make: MakeDurableTier) -> None:

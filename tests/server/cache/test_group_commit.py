@@ -105,6 +105,39 @@ def test_each_writer_gets_its_own_result_whoever_commits(log: Log) -> None:
     assert sorted(item for group in log.groups for item in group) == list(range(400))
 
 
+def test_a_group_is_closed_when_its_items_weigh_enough() -> None:
+    log = Log()
+    log.commits = GroupCommit(log._commit, 10, lambda item: item)
+    first = log.commit_in_background(1)
+    threads, got = log.submit_meanwhile([4, 5, 6, 20, 1, 2])
+    log.go_on.set()
+    for thread in (first, *threads):
+        thread.join(30)
+    assert log.groups == [[1], [4, 5, 6], [20], [1, 2]]
+    assert got == {item: f"result {item}" for item in (4, 5, 6, 20, 1, 2)}
+
+
+@pytest.mark.parametrize("about_to_lead", [False, True])
+def test_who_stops_waiting_leaves_the_others_a_leader(log: Log, about_to_lead: bool) -> None:
+    first = log.commit_in_background(1)
+    threads, got = log.submit_meanwhile([2, 3])
+    interrupted = log.commits._queue[0]
+    if about_to_lead:
+        # Handed to it in the moment of the interrupt.
+        log.commits._queue.popleft()
+        interrupted.leads = True
+    log.commits._give_up(interrupted)
+    log.go_on.set()
+    first.join(30)
+    threads[1].join(30)
+    assert got == {3: "result 3"}
+    assert log.commits.submit(4) == "result 4"
+    interrupted.done = True
+    interrupted.result = "nobody waits for this"
+    interrupted.turn.release()
+    threads[0].join(30)
+
+
 def test_an_error_reaches_every_writer_of_its_group_and_nobody_else(log: Log) -> None:
     first = log.commit_in_background(1)
     threads, got = log.submit_meanwhile([2, 3])

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 from proxystash_server.cache.keylocks import KeyLocks
-from tests.server.cache.support import run_in_threads
+from tests.server.cache.support import run_in_threads, wait_until
 
 SHORTLY = 0.05
 
@@ -81,6 +81,26 @@ def test_a_key_is_held_by_one_at_a_time(locks: KeyLocks) -> None:
 
     run_in_threads(*[work] * 6)
     assert most == [1]
+
+
+def test_who_has_waited_longest_for_a_key_gets_it_next(locks: KeyLocks) -> None:
+    order: list[int] = []
+
+    def work(number: int) -> None:
+        with locks.hold("a"):
+            order.append(number)
+
+    def wait(waiting: int) -> bool:
+        return len(locks._locks["a"] or ()) == waiting
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(5)]
+    with locks.hold("a"):
+        for waiting, thread in enumerate(threads, 1):
+            thread.start()
+            wait_until(partial(wait, waiting))
+    for thread in threads:
+        thread.join(30)
+    assert order == [0, 1, 2, 3, 4]
 
 
 def test_different_keys_do_not_wait_for_each_other(locks: KeyLocks) -> None:
