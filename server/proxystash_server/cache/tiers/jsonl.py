@@ -416,9 +416,7 @@ class JsonlCacheTier(DurableTier):
         backlog = {**self._backlog, **batch.marks} if batch.marks else self._backlog
         victims = _first(self._policy.victims(), surplus, backlog)
         for key in victims:
-            file = batch.file_of(key)
-            file.add_line(self._line(delete_body(key)))
-            file.changes[key] = None
+            batch.file_of(key).evict(key, self._line(delete_body(key)))
             self._policy.remove(key)
         batch.growth -= len(victims)
         return victims
@@ -426,21 +424,19 @@ class JsonlCacheTier(DurableTier):
     def _write(self, batch: Batch, dirty: set[Shard]) -> None:
         """Append the lines of a batch, file by file, and publish them, all at once.
 
-        What one of them brings in and what another one loses for it belong together.
+        What one of them brings in and what another one loses for it belong together. Room is made first:
+        killed in between, the tier holds too little rather than too much.
         """
-        written: list[FileBatch] = []
+        files = list(batch.files.values())
         try:
-            for file in batch.files.values():
-                if file.lines:
-                    dirty.add(file.shard)
-                    file.shard.append(b"".join(file.lines))
-                    written.append(file)
+            dirty.update([file.shard for file in files if file.make_room()])
+            dirty.update([file.shard for file in files if file.write()])
         except OSError:
-            self._publish(written)
+            self._publish([file for file in files if file.is_written])
             # The policy is ahead of the index.
             self._policy = self._policy_of(self._shards)
             raise
-        self._publish(written)
+        self._publish(files)
         for key, version in batch.marks.items():
             self._mark(key, version)
 

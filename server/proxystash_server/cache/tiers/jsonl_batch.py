@@ -11,12 +11,14 @@ from proxystash_server.cache.tiers.jsonl_shard import Shard, Slot
 class FileBatch:
     """What one file gets: lines, and what they will do to its index, where None means that a key goes."""
 
-    __slots__ = ("changes", "end", "lines", "shard")
+    __slots__ = ("_length", "_lines", "_removals", "changes", "is_written", "shard")
 
     def __init__(self, shard: Shard) -> None:
         self.shard = shard
-        self.lines: list[bytes] = []
-        self.end = shard.end
+        self._removals: list[bytes] = []
+        self._lines: list[bytes] = []
+        self._length = 0
+        self.is_written = False
         self.changes: dict[str, Slot | None] = {}
 
     def slot_of(self, key: str) -> Slot | None:
@@ -24,12 +26,41 @@ class FileBatch:
         changes = self.changes
         return changes[key] if key in changes else self.shard.index.get(key)
 
+    def growth(self) -> int:
+        """How many entries more there will be in this file."""
+        index = self.shard.index
+        return sum((slot is not None) - (key in index) for key, slot in self.changes.items())
+
     def add_line(self, line: bytes) -> int:
-        """Take a line; the offset it will have."""
-        offset = self.end
-        self.lines.append(line)
-        self.end = offset + len(line)
+        """Take a line; its offset, counted from where `write` will begin."""
+        offset = self._length
+        self._lines.append(line)
+        self._length += len(line)
         return offset
+
+    def evict(self, key: str, line: bytes) -> None:
+        """Take a line that makes room for another entry of the batch, which may go to another file."""
+        # What the batch itself has put can only go behind its own line.
+        lines = self._removals if self.changes.get(key) is None else self._lines
+        lines.append(line)
+        self._length += len(line) * (lines is self._lines)
+        self.changes[key] = None
+
+    def make_room(self) -> bool:
+        """Append what makes room, which comes before any line of any file; whether there was something."""
+        if self._removals:
+            self.shard.append(b"".join(self._removals))
+        return bool(self._removals)
+
+    def write(self) -> bool:
+        """Append the other lines; whether there were any."""
+        if self._lines:
+            offset = self.shard.append(b"".join(self._lines))
+            for slot in self.changes.values():
+                if slot is not None:
+                    slot.offset += offset
+        self.is_written = True
+        return bool(self._lines)
 
 
 class Batch:
@@ -49,3 +80,8 @@ class Batch:
         if file is None:
             file = self.files[number] = FileBatch(self._shards[number])
         return file
+
+    def in_order(self) -> list[FileBatch]:
+        """The files as they are to be written: killed in between, the tier holds no more than before or after."""
+        files = [file for file in self.files.values() if file.lines]
+        return sorted(files, key=FileBatch.growth) if len(files) > 1 else files
