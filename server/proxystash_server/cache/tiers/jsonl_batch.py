@@ -26,11 +26,6 @@ class FileBatch:
         changes = self.changes
         return changes[key] if key in changes else self.shard.index.get(key)
 
-    def growth(self) -> int:
-        """How many entries more there will be in this file."""
-        index = self.shard.index
-        return sum((slot is not None) - (key in index) for key, slot in self.changes.items())
-
     def add_line(self, line: bytes) -> int:
         """Take a line; its offset, counted from where `write` will begin."""
         offset = self._length
@@ -80,8 +75,3 @@ class Batch:
         if file is None:
             file = self.files[number] = FileBatch(self._shards[number])
         return file
-
-    def in_order(self) -> list[FileBatch]:
-        """The files as they are to be written: killed in between, the tier holds no more than before or after."""
-        files = [file for file in self.files.values() if file.lines]
-        return sorted(files, key=FileBatch.growth) if len(files) > 1 else files
