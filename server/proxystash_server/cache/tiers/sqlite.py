@@ -39,7 +39,8 @@ _SELECT = f"SELECT {_READ} FROM entries WHERE key = ?"
 _SELECT_MANY = f"SELECT {_READ} FROM entries WHERE key IN (SELECT value FROM json_each(?))"
 _HELD = "SELECT key FROM entries WHERE key = ?"
 _HELD_OF_MANY = "SELECT key FROM entries WHERE key IN (SELECT value FROM json_each(?))"
-_DELETE = "DELETE FROM entries WHERE key IN (SELECT value FROM json_each(?))"
+_DELETE = "DELETE FROM entries WHERE key = ?"
+_DELETE_MANY = "DELETE FROM entries WHERE key IN (SELECT value FROM json_each(?))"
 # As many rows as a statement takes. The interpreter's lock changes hands with every step that Python takes in
 # SQLite, and a statement of many rows is one step.
 _ROWS_PER_STATEMENT = 50
@@ -319,8 +320,10 @@ class SQLiteCacheTier(DurableTier):
                 self._apply(connection, [write], [row])[0] for write, row in zip(writes, rows, strict=True)
             ]
         evicted = self._make_room(connection, new)
-        if removed:
-            connection.execute(_DELETE, (json.dumps(removed),))
+        if len(removed) == 1:
+            connection.execute(_DELETE, removed)
+        elif removed:
+            connection.execute(_DELETE_MANY, (json.dumps(removed),))
         for start in range(0, len(stored), _ROWS_PER_STATEMENT):
             some = stored[start : start + _ROWS_PER_STATEMENT]
             connection.execute(_store(len(some)), list(chain.from_iterable(some)))
