@@ -69,8 +69,12 @@ class KeyLocks:
         with self._guard:
             while self._all_held:
                 self._all_changed.wait()
-            # The usual case: nobody has any of them.
-            if self._locks.keys().isdisjoint(keys):
+            # The usual cases: one key, or several, which nobody has.
+            if len(keys) == 1:
+                if keys[0] not in self._locks:
+                    self._locks[keys[0]] = None
+                    return
+            elif self._locks.keys().isdisjoint(keys):
                 self._locks.update(dict.fromkeys(keys))
                 return
         taken = 0

@@ -19,6 +19,9 @@ StoredIn = tuple[CacheTierType, ...]
 _MOST_TOGETHER: Final = 500
 
 
+# For how many seconds a group that had company waits for the same again.
+_PATIENCE: Final = 0.002
+
 # An entry on its way into the cache: its key, itself, and its credentials as they go to disk.
 NewEntry = tuple[str, CacheEntry, bytes | None]
 
@@ -36,7 +39,7 @@ class Puts:
         self._locks = locks
         self._check_open = check_open
         self._commits: GroupCommit[Sequence[NewEntry], list[StoredIn] | Exception] = GroupCommit(
-            self._store_batches, _MOST_TOGETHER, len
+            self._store_batches, _MOST_TOGETHER, len, _PATIENCE
         )
 
     def put(self, entries: Sequence[NewEntry]) -> list[StoredIn]:

@@ -1,20 +1,23 @@
-"""Answers to Get and BatchGet in the wire format, assembled from what is kept serialized with each entry.
+"""Answers to gets and puts in the wire format, assembled from pieces.
 
 Between two writes an entry changes only in how often and when it was used. Everything else is serialized once
-and kept with the entry, so an answer is a concatenation: a tenth of what filling and serializing a message
-costs. The format: https://protobuf.dev/programming-guides/encoding/
+and kept with the entry, so the answer to a get is a concatenation: a tenth of what filling and serializing a
+message costs. The format: https://protobuf.dev/programming-guides/encoding/
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
 from typing import Final
 
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from proxystash.v1 import cache_service_pb2 as pb
-from proxystash_server.cache import CacheEntry, Lookup, Lookups, keep_encoded
+from proxystash_server.cache import CacheEntry, CacheTierType, Lookup, Lookups, keep_encoded
 from proxystash_server.rpc import convert
+from proxystash_server.rpc.errors import Failure
 
 _LENGTH_DELIMITED: Final = 2
 
@@ -23,7 +26,11 @@ class _Varints(dict[int, bytes]):
     """Numbers, not negative, as the wire format has them; those of one or two bytes are kept."""
 
     def __missing__(self, number: int) -> bytes:
-        return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80)) + self[number >> 14]
+        first, second, third = number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14
+        if third < 0x80:
+            return bytes((first, second, third))
+        # Written out so far: the nanoseconds of a time are among these.
+        return bytes((first, second, third & 0x7F | 0x80)) + self[number >> 21]
 
 
 _VARINT: Final = _Varints(
@@ -41,6 +48,13 @@ _ENTRY: Final = _tag(pb.GetResponse.DESCRIPTOR, "entry", _LENGTH_DELIMITED)
 _LAST_ACCESSED: Final = _tag(pb.CacheEntry.DESCRIPTOR, "last_accessed", _LENGTH_DELIMITED)
 _ACCESS_COUNT: Final = _tag(pb.CacheEntry.DESCRIPTOR, "access_count")
 _EVICTED: Final = _tag(pb.CacheEntry.DESCRIPTOR, "evicted_from_l1") + _VARINT[1]
+_PUT_RESULT: Final = _tag(pb.BatchPutResponse.DESCRIPTOR, "results", _LENGTH_DELIMITED)
+_STORED: Final = _tag(pb.BatchPutResult.DESCRIPTOR, "stored", _LENGTH_DELIMITED)
+_ERROR: Final = _tag(pb.BatchPutResult.DESCRIPTOR, "error", _LENGTH_DELIMITED)
+_KEY: Final = _tag(pb.PutResponse.DESCRIPTOR, "key", _LENGTH_DELIMITED)
+_EXPIRES_AT: Final = _tag(pb.PutResponse.DESCRIPTOR, "expires_at", _LENGTH_DELIMITED)
+_SECONDS: Final = _tag(Timestamp.DESCRIPTOR, "seconds")
+_NANOS: Final = _tag(Timestamp.DESCRIPTOR, "nanos")
 _SERVED_BY: Final = {
     tier: _tag(pb.GetResponse.DESCRIPTOR, "served_by") + _VARINT[number]
     for tier, number in convert.TIER_TO_MESSAGE.items()
@@ -97,11 +111,47 @@ def batch_get_response(lookups: Lookups) -> bytes:
     return b"".join(parts)
 
 
+def put_response(entry: CacheEntry, stored_in: tuple[CacheTierType, ...]) -> bytes:
+    """A serialized PutResponse."""
+    key = entry.key.encode()
+    return (
+        _KEY + _VARINT[len(key)] + key + _EXPIRES_AT + _timestamp(entry.expires_at_us) + _stored_in(stored_in)
+    )
+
+
+def batch_put_response(results: Iterable[bytes | Failure]) -> bytes:
+    """A serialized BatchPutResponse, of a serialized PutResponse or what was wrong for each entry."""
+    parts: list[bytes] = []
+    for outcome in results:
+        if isinstance(outcome, Failure):
+            error = outcome.to_entry_error().SerializeToString()
+            result = _ERROR + _VARINT[len(error)] + error
+        else:
+            result = _STORED + _VARINT[len(outcome)] + outcome
+        parts += (_PUT_RESULT, _VARINT[len(result)], result)
+    return b"".join(parts)
+
+
+@functools.lru_cache(maxsize=64)
+def _stored_in(tiers: tuple[CacheTierType, ...]) -> bytes:
+    return pb.PutResponse(stored_in=map(convert.tier_number, tiers)).SerializeToString()
+
+
 def _after_count(last_accessed_us: int) -> bytes:
-    moment = Timestamp()
-    convert.fill_timestamp(moment, last_accessed_us)
-    serialized = moment.SerializeToString()
-    return _LAST_ACCESSED + _VARINT[len(serialized)] + serialized
+    return _LAST_ACCESSED + _timestamp(last_accessed_us)
+
+
+def _timestamp(microseconds: int) -> bytes:
+    """A serialized Timestamp, and its length before it."""
+    seconds, fraction = divmod(microseconds, 1_000_000)
+    timestamp = _seconds(seconds) + _VARINT[fraction * 1000]
+    return _VARINT[len(timestamp)] + timestamp
+
+
+@functools.lru_cache(maxsize=64)
+def _seconds(seconds: int) -> bytes:
+    """All of a Timestamp but the value of its last field."""
+    return _SECONDS + _VARINT[seconds] + _NANOS
 
 
 def _encode_content(entry: CacheEntry) -> bytes:

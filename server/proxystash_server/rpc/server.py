@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import socket
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import grpc
@@ -19,6 +18,7 @@ from proxystash_server.rpc.health import NOT_SERVING, SERVING, HealthService
 from proxystash_server.rpc.reflection import ReflectionSessions
 from proxystash_server.rpc.service import SERVICE_NAME, CacheService
 from proxystash_server.rpc.streams import StreamSender
+from proxystash_server.rpc.workers import WorkerPool
 
 MAX_REQUEST_BYTES: Final = 4 * 1024 * 1024
 
@@ -50,9 +50,13 @@ class RpcServer:
         self._health = HealthService((SERVICE_NAME,), self._sender)
         self._service = CacheService(manager, self._sender, max_subscribers=max_stats_streams)
         self._reflection = ReflectionSessions((SERVICE_NAME, health.SERVICE_NAME))
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rpc")
+        self._workers = WorkerPool(threads, "rpc")
         self._boundary = ErrorBoundary()
-        self._server = grpc.server(self._pool, interceptors=[self._boundary], options=_OPTIONS)
+        self._server = grpc.server(
+            self._workers,  # type: ignore[arg-type]  # not the executor that is asked for, see WorkerPool
+            interceptors=[self._boundary],
+            options=_OPTIONS,
+        )
         pb_grpc.add_CacheServiceServicer_to_server(self._service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._reflection.add_to(self._server)
@@ -95,7 +99,7 @@ class RpcServer:
         self._server.stop(None)
         self._sender.close()
         self._reflection.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._workers.close()
 
 
 def _check_free(listen: str) -> None:

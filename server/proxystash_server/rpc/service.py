@@ -12,12 +12,11 @@ from proxystash.v1 import cache_service_pb2_grpc as pb_grpc
 from proxystash_server.cache import (
     CacheEntry,
     CacheManager,
-    CacheTierType,
     InvalidEntryError,
     check_key,
 )
 from proxystash_server.rpc import convert, encoding
-from proxystash_server.rpc.errors import NO_TIER_AVAILABLE, Reason, RequestError, invalid, refusal_of
+from proxystash_server.rpc.errors import NO_TIER_AVAILABLE, Failure, Reason, RequestError, invalid, refusal_of
 from proxystash_server.rpc.paging import make_page_token, read_page_token
 from proxystash_server.rpc.stats_hub import StatsHub
 from proxystash_server.rpc.streams import Send, StreamSender, non_blocking
@@ -61,38 +60,41 @@ class CacheService(pb_grpc.CacheServiceServicer):
             raise
         return encoding.batch_get_response(lookups)
 
-    def Put(self, request: pb.PutRequest, context: grpc.ServicerContext) -> pb.PutResponse:
+    def Put(  # type: ignore[override]  # as above
+        self, request: pb.PutRequest, context: grpc.ServicerContext
+    ) -> bytes:
         if not request.HasField("entry"):
             raise invalid("entry", Reason.MISSING_ENTRY, "entry is not set")
         try:
             entry = convert.read_entry(self._manager, request.entry)
         except (InvalidEntryError, RequestError) as error:
             raise RequestError(refusal_of(error).under("entry")) from None
-        response = pb.PutResponse()
-        _fill_stored(response, entry, self._manager.put(entry.key, entry))
-        return response
+        tiers = self._manager.put(entry.key, entry)
+        if not tiers:
+            raise RequestError(NO_TIER_AVAILABLE)
+        return encoding.put_response(entry, tiers)
 
-    def BatchPut(self, request: pb.BatchPutRequest, context: grpc.ServicerContext) -> pb.BatchPutResponse:
+    def BatchPut(  # type: ignore[override]  # as above
+        self, request: pb.BatchPutRequest, context: grpc.ServicerContext
+    ) -> bytes:
         if len(request.entries) > MAX_BATCH:
             raise _too_many("entries", len(request.entries), Reason.TOO_MANY_ENTRIES)
-        response = pb.BatchPutResponse()
-        entries: list[CacheEntry] = []
-        results: list[pb.BatchPutResult] = []
+        outcomes: list[CacheEntry | Failure] = []
         for message in request.entries:
-            result = response.results.add()
             try:
-                entries.append(convert.read_entry(self._manager, message))
-                results.append(result)
+                outcomes.append(convert.read_entry(self._manager, message))
             except (InvalidEntryError, RequestError) as error:
-                result.error.CopyFrom(refusal_of(error).to_entry_error())
-        if not entries:
-            return response
-        for entry, result, tiers in zip(entries, results, self._manager.put_many(entries), strict=True):
-            if tiers:
-                _fill_stored(result.stored, entry, tiers)
+                outcomes.append(refusal_of(error))
+        entries = [outcome for outcome in outcomes if isinstance(outcome, CacheEntry)]
+        stored_in = iter(self._manager.put_many(entries))
+        results: list[bytes | Failure] = []
+        for outcome in outcomes:
+            if isinstance(outcome, CacheEntry):
+                tiers = next(stored_in)
+                results.append(encoding.put_response(outcome, tiers) if tiers else NO_TIER_AVAILABLE)
             else:
-                result.error.CopyFrom(NO_TIER_AVAILABLE.to_entry_error())
-        return response
+                results.append(outcome)
+        return encoding.batch_put_response(results)
 
     def Delete(self, request: pb.DeleteRequest, context: grpc.ServicerContext) -> pb.DeleteResponse:
         check_key(request.key)
@@ -168,14 +170,6 @@ def _check_keys(keys: Sequence[str]) -> None:
             check_key(key)
         except InvalidEntryError as error:
             raise invalid(f"keys[{place}]", error.reason, str(error)) from None
-
-
-def _fill_stored(response: pb.PutResponse, entry: CacheEntry, tiers: tuple[CacheTierType, ...]) -> None:
-    if not tiers:
-        raise RequestError(NO_TIER_AVAILABLE)
-    response.key = entry.key
-    convert.fill_timestamp(response.expires_at, entry.expires_at_us)
-    response.stored_in.extend(map(convert.tier_number, tiers))
 
 
 def _too_many(field: str, count: int, reason: Reason) -> RequestError:

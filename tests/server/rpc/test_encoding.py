@@ -10,6 +10,7 @@ from proxystash.v1 import cache_service_pb2 as pb
 from proxystash_server.cache import CacheEntry, CacheTierType, Lookup, Lookups
 from proxystash_server.cache.entry import to_datetime, with_access
 from proxystash_server.rpc import convert, encoding
+from proxystash_server.rpc.errors import NO_TIER_AVAILABLE
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), max_size=40)
 MOMENTS = st.integers(0, 2**57).map(to_datetime)
@@ -73,3 +74,23 @@ def test_what_was_serialized_for_one_answer_serves_the_next_of_the_same_write() 
     assert kept is not None
     assert later.encoded is kept
     assert entry.model_copy(update={"source": "other"}).encoded is None
+
+
+@given(entries(), st.lists(st.sampled_from(CacheTierType), unique=True))
+def test_an_answer_to_a_put_is_the_message_filled_field_by_field(
+    entry: CacheEntry, tiers: list[CacheTierType]
+) -> None:
+    expected = pb.PutResponse(key=entry.key, stored_in=map(convert.tier_number, tiers))
+    convert.fill_timestamp(expected.expires_at, entry.expires_at_us)
+    assert pb.PutResponse.FromString(encoding.put_response(entry, tuple(tiers))) == expected
+
+
+def test_an_answer_to_a_batch_of_puts_keeps_the_order_of_results_and_errors() -> None:
+    entry = CacheEntry("key-1", "http://192.0.2.1:1", ttl_seconds=60)
+    stored = encoding.put_response(entry, (CacheTierType.L1, CacheTierType.L3))
+    answer = pb.BatchPutResponse.FromString(
+        encoding.batch_put_response([NO_TIER_AVAILABLE, stored, NO_TIER_AVAILABLE])
+    )
+    assert [result.WhichOneof("outcome") for result in answer.results] == ["error", "stored", "error"]
+    assert answer.results[0].error == NO_TIER_AVAILABLE.to_entry_error()
+    assert answer.results[1].stored == pb.PutResponse.FromString(stored)

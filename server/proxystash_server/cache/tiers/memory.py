@@ -46,11 +46,11 @@ class MemoryCacheTier(CacheTier):
             entry = self._entries.get(key)
             if entry is None or entry.content.expires_at_us <= now_us:
                 return None
-            entry = self._entries[key] = accessed(entry, now_us)
-            self._policy.record_access(key, entry.access_count)
-            self._access_log.note_use(key, entry)
+            used = self._entries[key] = accessed(entry, now_us)
+            self._policy.record_access(key, used.access_count)
+            self._access_log.note_use(key, used)
             self.hits += 1
-            return entry
+            return used
 
     def hit_many(self, keys: Sequence[str], now_us: int) -> list[CacheEntry | None]:
         """`hit` of each key, in order."""
