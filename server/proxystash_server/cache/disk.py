@@ -72,7 +72,7 @@ class DiskTiers:
         failed = False
         for level in self.levels:
             if level.serves(key):
-                worked, entry = level.attempt("read", None, level.tier.get, key)
+                worked, entry = level.get(key)
                 if entry is not None:
                     return entry, level.name, missed
                 failed = not worked

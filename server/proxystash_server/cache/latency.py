@@ -30,7 +30,8 @@ def _bucket(nanoseconds: int) -> int:
     if nanoseconds < _SUBDIVISIONS:
         return max(nanoseconds, 0)
     octave = nanoseconds.bit_length() - 4
-    return min((octave << 3) + (nanoseconds >> octave), _BUCKETS - 1)
+    bucket = (octave << 3) + (nanoseconds >> octave)
+    return bucket if bucket < _BUCKETS else _BUCKETS - 1
 
 
 def _upper_bound(bucket: int) -> int:

@@ -12,6 +12,7 @@ from typing import Literal, ParamSpec, TypeVar
 from proxystash_server.cache.access_log import Access
 from proxystash_server.cache.breaker import CircuitBreaker
 from proxystash_server.cache.config import CacheTierType
+from proxystash_server.cache.entry import CacheEntry
 from proxystash_server.cache.errors import TierError, TierLostError
 from proxystash_server.cache.statistics import StatisticsRecorder
 from proxystash_server.cache.tiers.base import EVERYTHING, DurableTier, Write
@@ -43,7 +44,8 @@ class DiskLevel:
         self.breaker = breaker
         self.name = tier.tier_type
         self._statistics = statistics
-        self._latencies = {kind: statistics.latency(self.name, kind) for kind in ("read", "write")}
+        self._read_latency = statistics.latency(self.name, "read")
+        self._latencies = {"read": self._read_latency, "write": statistics.latency(self.name, "write")}
         self._lock = threading.Lock()
         self._missed: dict[str, int] = {}
         self._missed_uses: dict[str, Access] = {}
@@ -149,6 +151,19 @@ class DiskLevel:
         self.breaker.record_success(kind)
         self._latencies[kind].record(time.perf_counter_ns() - started)
         return True, result
+
+    def get(self, key: str) -> tuple[bool, CacheEntry | None]:
+        """Attempt to read one entry: whether that worked, and what there was."""
+        # What `attempt` does, written out: every lookup below L1 comes here.
+        started = time.perf_counter_ns()
+        try:
+            entry = self.tier.get(key)
+        except TierError as error:
+            self._record_failure("read", error)
+            return False, None
+        self.breaker.record_success("read")
+        self._read_latency.record(time.perf_counter_ns() - started)
+        return True, entry
 
     def write(
         self, operation: Callable[Arguments, object], *args: Arguments.args, **kwargs: Arguments.kwargs

@@ -235,9 +235,10 @@ class CacheManager:
             check_key(key)
         started = time.perf_counter_ns()
         found = self._l1.hit_many(keys, self._clock())
-        if found and all(found):
-            self._l1_latency.record((time.perf_counter_ns() - started) // len(found))
         served_by: list[CacheTierType | None] = [_L1] * len(found)
+        if all(found):
+            self._l1_latency.record((time.perf_counter_ns() - started) // max(1, len(found)))
+            return Lookups(found, served_by)
         for place, entry in enumerate(found):
             if entry is None:
                 found[place], served_by[place] = self._lookup_below(keys[place])

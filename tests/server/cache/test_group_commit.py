@@ -182,9 +182,7 @@ def test_a_writer_whose_predecessors_came_together_waits_until_as_many_have_come
     assert [sorted(group) for group in log.groups[2:]] == [[4, 5, 6]]
 
 
-def test_a_writer_for_whom_nobody_comes_runs_out_of_patience_and_the_next_has_none() -> (
-    None
-):
+def test_a_writer_for_whom_nobody_comes_runs_out_of_patience_and_the_next_has_none() -> None:
     log = _after_a_group_of_three(patience=0.01)
     assert log.commits.submit(4) == "result 4"
     log.commits._patience = 3600
