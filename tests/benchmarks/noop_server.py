@@ -1,7 +1,8 @@
 """A server like ours with a service that does nothing: the ceiling of this stack.
 
-As a program, `python -m tests.benchmarks.noop_server THREADS ANSWERS`, it serves the prebuilt answers that it
-finds in the folder ANSWERS, one file for each method, and prints its address.
+As a program, `python -m tests.benchmarks.noop_server THREADS ANSWERS POOL`, it serves the prebuilt answers in
+the folder ANSWERS, one file for each method, and prints its address. POOL says whose threads handlers run in:
+those that grpcio's documentation has (`stock`) or those of our server (`ours`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from google.protobuf.message import Message
 
 from proxystash.v1 import cache_service_pb2 as pb
 from proxystash.v1 import cache_service_pb2_grpc as pb_grpc
+from proxystash_server.rpc.workers import WorkerPool
 
 ANSWERS: Final[dict[str, type[Message]]] = {
     "Get": pb.GetResponse,
@@ -43,9 +45,13 @@ def _answering(answer: Message) -> object:
     return handle
 
 
-def main(threads: int, answers: Path) -> None:
+def main(threads: int, answers: Path, pool: str) -> None:
     """Serve until the process is told to stop."""
-    server = grpc.server(ThreadPoolExecutor(threads), options=[("grpc.so_reuseport", 0)])
+    workers = WorkerPool(threads, "noop") if pool == "ours" else ThreadPoolExecutor(threads)
+    server = grpc.server(
+        workers,  # type: ignore[arg-type]  # as in our server
+        options=[("grpc.so_reuseport", 0)],
+    )
     pb_grpc.add_CacheServiceServicer_to_server(NoopService(answers), server)  # type: ignore[abstract]  # what is not called needs no answer
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
@@ -54,4 +60,4 @@ def main(threads: int, answers: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

@@ -19,6 +19,9 @@ STREAMS = (1, 2, 4, 8, 16, 32, 64)
 _ROWS = (
     Row("get-l1", "Get, in L1: requests/s", _NOOP, _HOW, at_least(0.90), needs=("h2load",)),
     Row(
+        "get-our-pool", "Get, in L1: requests/s", f"{_NOOP}, in our pool of threads", _HOW, needs=("h2load",)
+    ),
+    Row(
         "batch-get-l1",
         f"BatchGet of {BATCH}, in L1: requests/s",
         _NOOP,
@@ -33,6 +36,7 @@ _ROWS = (
 # What each row divides by what, and what each unit of the first is worth.
 _RATIOS = {
     "get-l1": ("get", "no-op get", 1),
+    "get-our-pool": ("get", "no-op get in our pool", 1),
     "batch-get-l1": ("batch get", "no-op batch get", 1),
     "batch-get-keys": ("batch get", "get", BATCH),
 }
@@ -54,6 +58,7 @@ def _measure(bench: Bench, wanted: frozenset[str]) -> Mapping[str, Measurement]:
         actions: dict[str, Callable[[], Figures]] = {
             "get": repeated(both.ours, "Get", both.get, gets, l1_hits=1),
             "no-op get": repeated(both.theirs, "Get", both.get, gets),
+            "no-op get in our pool": repeated(both.in_our_pool, "Get", both.get, gets),
             "batch get": repeated(both.ours, "BatchGet", both.batch, batches, l1_hits=BATCH),
             "no-op batch get": repeated(both.theirs, "BatchGet", both.batch, batches),
         }

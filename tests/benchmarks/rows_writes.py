@@ -18,6 +18,7 @@ from tests.benchmarks.servers import noop, proxystash
 BATCH = 500
 _BATCHES_IN_FLIGHT = 4
 _RECORD_BYTES = 300
+_DISK_OFF = ("--l2-enabled", "false", "--l3-enabled", "false")
 
 _ROWS = (
     Row(
@@ -44,6 +45,13 @@ _ROWS = (
         needs=("ghz",),
     ),
     Row(
+        "put-memory",
+        "Put, both disk tiers off, 16 in flight: requests/s",
+        "a no-op handler with the same answer",
+        "as Put",
+        needs=("ghz",),
+    ),
+    Row(
         "fsync",
         f"an fsync'ed append of {_RECORD_BYTES} bytes, for comparison",
         "",
@@ -55,6 +63,7 @@ _RATIOS = {
     "put": ("put", "no-op put", 1),
     "batch-put": ("batch put", "put", BATCH),
     "put-full": ("put full", "no-op put", 1),
+    "put-memory": ("put memory", "no-op put", 1),
 }
 
 
@@ -66,6 +75,7 @@ def _measure(bench: Bench, wanted: frozenset[str]) -> Mapping[str, Measurement]:
     with (
         proxystash(folder / "writes") as ours,
         proxystash(folder / "writes-full", "--durability", "full") as full,
+        proxystash(folder / "writes-memory", *_DISK_OFF) as memory,
     ):
         answers = {"Put": ours.stub.Put(pb.PutRequest(entry=entry_message(0)))}
         with noop(folder / "put-answers", answers) as theirs:
@@ -81,6 +91,7 @@ def _measure(bench: Bench, wanted: frozenset[str]) -> Mapping[str, Measurement]:
                     concurrency=_BATCHES_IN_FLIGHT,
                 ),
                 "put full": distinct(full, "Put", put_file, full_puts, entries=full_puts),
+                "put memory": distinct(memory, "Put", put_file, puts),
                 "fsync": lambda: {"us": _fsync_us(folder / "appended")},
             }
             used = {name for row in wanted for name in _RATIOS.get(row, (row,))[:2]}

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import grpc
 from google.protobuf.message import Message
@@ -51,12 +52,14 @@ def proxystash(data_dir: Path, *flags: str) -> Iterator[Server]:
 
 
 @contextmanager
-def noop(folder: Path, answers: Mapping[str, Message]) -> Iterator[Server]:
-    """The no-op server, with the answers that ours has given."""
+def noop(
+    folder: Path, answers: Mapping[str, Message], pool: Literal["stock", "ours"] = "stock"
+) -> Iterator[Server]:
+    """The no-op server, with the answers that ours has given, in grpcio's usual threads or in ours."""
     folder.mkdir(exist_ok=True)
     for method, answer in answers.items():
         (folder / method).write_bytes(answer.SerializeToString())
-    command = [sys.executable, "-m", "tests.benchmarks.noop_server", str(THREADS), str(folder)]
+    command = [sys.executable, "-m", "tests.benchmarks.noop_server", str(THREADS), str(folder), pool]
     with running(command, stdout=subprocess.PIPE, stderr=None, cwd=ROOT) as process:
         assert process.stdout is not None
         target = process.stdout.readline().strip()
