@@ -17,10 +17,10 @@ _BACKENDS = ("jsonl", "sqlite")
 _SIDES = ("proxystash", "proxywhirl")
 # Operation, its name, the goal with each backend, and how often a round does it: ours, and theirs with each.
 _OPERATIONS = (
-    ("l1_get", "get, in L1", (4, 4), 2000, (1000, 1000)),
-    ("below_get", "get, below L1", (40, 40), 100, (8, 50)),
+    ("l1_get", "get, in L1", (4, 4), 20_000, (10_000, 10_000)),
+    ("below_get", "get, below L1", (40, 40), 400, (8, 50)),
     ("put", "put", (100, 20), 200, (8, 40)),
-    ("miss", "miss", (8, 8), 1000, (200, 200)),
+    ("miss", "miss", (8, 8), 5000, (1000, 1000)),
     ("invalidate", "health invalidation", (15, 15), 200, (8, 40)),
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from itertools import islice
 from typing import NamedTuple
 
 from proxystash_server.cache.entry import CacheEntry
@@ -40,7 +40,9 @@ class AccessLog:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self._waiting: OrderedDict[str, CacheEntry] = OrderedDict()
+        # In the order of use: a key that is used again is taken out and put in anew, which costs less in a
+        # plain dictionary than to move it in an ordered one.
+        self._waiting: dict[str, CacheEntry] = {}
         self._flushing: dict[str, CacheEntry] = {}
         self._flushes = 0
         self._has_uses = False
@@ -64,8 +66,8 @@ class AccessLog:
     def note_use(self, key: str, entry: CacheEntry) -> None:
         """Note the entry of `key` as its latest use left it."""
         waiting = self._waiting
+        waiting.pop(key, None)
         waiting[key] = entry
-        waiting.move_to_end(key)
         self._has_uses = True
 
     def note_demotion(self, entry: CacheEntry) -> None:
@@ -97,9 +99,8 @@ class AccessLog:
     def begin_flush(self, limit: int) -> list[Access]:
         """The oldest `limit` accesses, to be written; one flush at a time (the caller's lock)."""
         with self.lock:
-            while self._waiting and len(self._flushing) < limit:
-                key, entry = self._waiting.popitem(last=False)
-                self._flushing[key] = entry
+            for key in list(islice(self._waiting, limit)):
+                self._flushing[key] = self._waiting.pop(key)
             self._has_uses = self._has_uses and bool(self._waiting)
             entries = list(self._flushing.values())
         return [
@@ -113,9 +114,8 @@ class AccessLog:
         """Forget the batch, or put back what could not be written and was not used again meanwhile."""
         with self.lock:
             if not written:
-                for key, entry in reversed(self._flushing.items()):
-                    if key not in self._waiting:
-                        self._waiting[key] = entry
-                        self._waiting.move_to_end(key, last=False)
+                # Before those that have come since, whose keys count as they are now.
+                unwritten = {key: entry for key, entry in self._flushing.items() if key not in self._waiting}
+                self._waiting = {**unwritten, **self._waiting}
             self._flushing.clear()
             self._flushes += 1

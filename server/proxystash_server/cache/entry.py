@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields as dataclass_fields
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
+from time import time_ns
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -41,7 +41,7 @@ Clock = Callable[[], int]
 
 def wall_clock() -> int:
     """Now, in microseconds since the epoch."""
-    return time.time_ns() // 1000
+    return time_ns() // 1000
 
 
 def to_microseconds(moment: datetime) -> int:

@@ -425,12 +425,12 @@ class CacheManager:
             self._check_open()
             now = self._clock()
             missed: list[CacheTierType] = []
-            if self._stack.l1.enabled:
+            if self._l1.enabled:
                 # Another thread may have promoted it while this one waited for the key.
-                entry = self._stack.l1.hit(key, now)
+                entry = self._l1.hit(key, now)
                 if entry is not None:
                     return _found_in_l1(entry)
-                missed.append(CacheTierType.L1)
+                missed.append(_L1)
             entry, served_by, missed_below = self._stack.find(key)
             missed += missed_below
             if entry is None or self._stack.is_expired(entry):
