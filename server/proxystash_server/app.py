@@ -155,7 +155,7 @@ def _calm_collector() -> None:
     Entries and calls form no cycles: nearly everything is freed as soon as nobody refers to it.
     """
     gc.freeze()
-    gc.set_threshold(_NEW_OBJECTS_PER_COLLECTION, 20, 100)
+    gc.set_threshold(_NEW_OBJECTS_PER_COLLECTION)
 
 
 def _stop(server: RpcServer, signals: StopSignals, grace: float) -> bool:

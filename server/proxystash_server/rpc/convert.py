@@ -147,32 +147,28 @@ def read_filter(message: pb.ListFilter) -> EntryFilter:
 def fill_entry(message: pb.CacheEntry, entry: CacheEntry) -> None:
     """Write `entry` into an empty message, credentials included."""
     fill_public_entry(message, entry)
-    _fill_credentials(message, entry)
+    fill_credentials(message, entry)
 
 
 def fill_public_entry(message: pb.CacheEntry, entry: CacheEntry) -> None:
     """Write all of `entry` but its credentials into an empty message."""
-    _fill_public_content(message, entry)
+    fill_public_content(message, entry)
     fill_timestamp(message.last_accessed, entry.last_accessed_us)
     message.access_count = entry.access_count
     if entry.evicted_from_l1:
         message.evicted_from_l1 = True
 
 
-def fill_content(message: pb.CacheEntry, entry: CacheEntry) -> None:
-    """Write what is the same after every use of `entry` into an empty message, credentials included."""
-    _fill_public_content(message, entry)
-    _fill_credentials(message, entry)
-
-
-def _fill_credentials(message: pb.CacheEntry, entry: CacheEntry) -> None:
+def fill_credentials(message: pb.CacheEntry, entry: CacheEntry) -> None:
+    """Write the credentials of `entry`, if it has any."""
     if entry.username is not None:
         message.username = entry.username.get_secret_value()
     if entry.password is not None:
         message.password = entry.password.get_secret_value()
 
 
-def _fill_public_content(message: pb.CacheEntry, entry: CacheEntry) -> None:
+def fill_public_content(message: pb.CacheEntry, entry: CacheEntry) -> None:
+    """Write what is the same after every use of `entry` into an empty message, but not its credentials."""
     message.key = entry.key
     message.proxy_url = entry.proxy_url
     if entry.source:

@@ -84,9 +84,7 @@ def get_response(lookup: Lookup) -> bytes:
     if entry is None or served_by is None:
         return b""
     content = entry.encoded or _encode_content(entry)
-    use = _VARINT[entry.access_count] + _after_count(entry.last_accessed_us)
-    if entry.evicted_from_l1:
-        use += _EVICTED
+    use = _count(entry) + _after_count(entry.last_accessed_us)
     return _ENTRY + _VARINT[len(content) + len(use)] + content + use + _SERVED_BY[served_by]
 
 
@@ -103,9 +101,7 @@ def batch_get_response(lookups: Lookups) -> bytes:
             used_at = entry.last_accessed_us
             after_count = _after_count(used_at)
         content = entry.content.encoded or _encode_content(entry)
-        count = _VARINT[entry.access_count]
-        if entry.evicted_from_l1:
-            count += _EVICTED
+        count = _count(entry)
         head = _RESULT_HEAD[len(content) + len(count) + len(after_count)]
         parts += (head, content, count, after_count, _SERVED_BY[served_by])
     return b"".join(parts)
@@ -137,6 +133,19 @@ def _stored_in(tiers: tuple[CacheTierType, ...]) -> bytes:
     return pb.PutResponse(stored_in=map(convert.tier_number, tiers)).SerializeToString()
 
 
+def _count(entry: CacheEntry) -> bytes:
+    """The count of uses, and what else is not kept with the content: credentials stay secret in memory."""
+    encoded = _VARINT[entry.access_count]
+    if entry.evicted_from_l1:
+        encoded += _EVICTED
+    content = entry.content
+    if content.username is not None or content.password is not None:
+        message = pb.CacheEntry()
+        convert.fill_credentials(message, entry)
+        encoded += message.SerializeToString()
+    return encoded
+
+
 def _after_count(last_accessed_us: int) -> bytes:
     return _LAST_ACCESSED + _timestamp(last_accessed_us)
 
@@ -156,7 +165,7 @@ def _seconds(seconds: int) -> bytes:
 
 def _encode_content(entry: CacheEntry) -> bytes:
     message = pb.CacheEntry()
-    convert.fill_content(message, entry)
+    convert.fill_public_content(message, entry)
     # The value of the last tag follows with each use.
     encoded = message.SerializeToString() + _ACCESS_COUNT
     keep_encoded(entry, encoded)

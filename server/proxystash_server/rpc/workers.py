@@ -36,7 +36,7 @@ class WorkItem:
         """Call the function; what it raises goes to the log."""
         try:
             self._function(*self._arguments)
-        except Exception:  # noqa: BLE001 -- a worker outlives what it runs
+        except BaseException:  # noqa: BLE001 -- a worker outlives what it runs
             _log.exception("work failed")
         finally:
             self._meet()

@@ -94,3 +94,12 @@ def test_an_answer_to_a_batch_of_puts_keeps_the_order_of_results_and_errors() ->
     assert [result.WhichOneof("outcome") for result in answer.results] == ["error", "stored", "error"]
     assert answer.results[0].error == NO_TIER_AVAILABLE.to_entry_error()
     assert answer.results[1].stored == pb.PutResponse.FromString(stored)
+
+
+def test_what_is_kept_serialized_has_no_credentials_in_it() -> None:
+    entry = CacheEntry("key-1", "http://192.0.2.1:1", ttl_seconds=60, username="worker-7", password="hunter2")
+    answer = encoding.get_response(Lookup(entry, CacheTierType.L1))
+    assert pb.GetResponse.FromString(answer).entry.password == "hunter2"
+    assert entry.encoded is not None
+    assert b"hunter2" not in entry.encoded
+    assert b"worker-7" not in entry.encoded

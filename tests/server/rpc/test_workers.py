@@ -53,11 +53,17 @@ def test_a_callback_is_called_once_however_late_it_is_added(pool: WorkerPool) ->
     assert not called.acquire(blocking=False)
 
 
-def test_what_work_raises_is_logged_and_the_thread_goes_on(pool: WorkerPool) -> None:
+@pytest.mark.parametrize("error", [ValueError, SystemExit])
+def test_what_work_raises_is_logged_and_the_thread_goes_on(
+    pool: WorkerPool, error: type[BaseException]
+) -> None:
+    def fail() -> None:
+        raise error
+
     done = threading.Event()
     with structlog.testing.capture_logs() as logs:
         for _ in range(2):
-            pool.submit(lambda: 1 / 0)
+            pool.submit(fail)
         pool.submit(done.set)
         assert done.wait(DEADLINE)
         idle = threading.Barrier(3)
