@@ -14,7 +14,7 @@ from typing import Any, Final
 from pydantic import SecretStr
 
 from proxystash.models import HealthMonitoring, HealthStatus
-from proxystash.proxies import InvalidProxyUrl, parse_proxy_url
+from proxystash.proxies import InvalidProxyUrl, ProxyAddress, parse_proxy_url
 from proxystash_server.cache.errors import InvalidEntryError
 from proxystash_server.cache.limits import (
     MAX_TTL_US,
@@ -175,7 +175,7 @@ class CacheEntry(_Use):
         if expires - fetched > MAX_TTL_US:
             check_ttl(expires - fetched)
         made = make_entry(
-            proxy_url,
+            read_address(proxy_url),
             key=key,
             username=_plain(username),
             password=_plain(password),
@@ -296,8 +296,16 @@ _COMPARED: Final = tuple(
 )
 
 
+def read_address(proxy_url: str) -> ProxyAddress:
+    """What a proxy URL says; raises InvalidEntryError."""
+    try:
+        return parse_proxy_url(proxy_url)
+    except InvalidProxyUrl as error:
+        raise InvalidEntryError("proxy_url", "INVALID_PROXY_URL", str(error)) from None
+
+
 def make_entry(
-    proxy_url: str,
+    address: ProxyAddress,
     *,
     key: str,
     username: str | None,
@@ -314,10 +322,6 @@ def make_entry(
     labels: Mapping[str, str] = NO_LABELS,
 ) -> CacheEntry:
     """A new entry from integers, every limit but the TTL's checked; raises InvalidEntryError."""
-    try:
-        address = parse_proxy_url(proxy_url)
-    except InvalidProxyUrl as error:
-        raise InvalidEntryError("proxy_url", "INVALID_PROXY_URL", str(error)) from None
     check_key(key)
     check_source(source)
     check_fetch_time(fetch_time_us)

@@ -151,23 +151,30 @@ def checked_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
         )
     kept = dict(labels)
     for name, value in kept.items():
-        if not name:
-            raise InvalidEntryError("labels", "INVALID_LABELS", "a label's name is empty")
-        if len(name) > MAX_LABEL_NAME_LENGTH:
-            raise InvalidEntryError(
-                "labels",
-                "INVALID_LABELS",
-                f"a label's name is longer than {MAX_LABEL_NAME_LENGTH} characters",
-            )
-        if len(value) > MAX_LABEL_VALUE_LENGTH:
-            raise InvalidEntryError(
-                "labels",
-                "INVALID_LABELS",
-                f"a label's value is longer than {MAX_LABEL_VALUE_LENGTH} characters",
-            )
-        check_text("labels", "INVALID_LABELS", name)
-        check_text("labels", "INVALID_LABELS", value)
+        # The usual label passes here, and needs no more.
+        if not (
+            0 < len(name) <= MAX_LABEL_NAME_LENGTH
+            and len(value) <= MAX_LABEL_VALUE_LENGTH
+            and name.isprintable()
+            and value.isprintable()
+        ):
+            _check_label(name, value)
     return MappingProxyType(kept)
+
+
+def _check_label(name: str, value: str) -> None:
+    if not name:
+        raise InvalidEntryError("labels", "INVALID_LABELS", "a label's name is empty")
+    if len(name) > MAX_LABEL_NAME_LENGTH:
+        raise InvalidEntryError(
+            "labels", "INVALID_LABELS", f"a label's name is longer than {MAX_LABEL_NAME_LENGTH} characters"
+        )
+    if len(value) > MAX_LABEL_VALUE_LENGTH:
+        raise InvalidEntryError(
+            "labels", "INVALID_LABELS", f"a label's value is longer than {MAX_LABEL_VALUE_LENGTH} characters"
+        )
+    check_text("labels", "INVALID_LABELS", name)
+    check_text("labels", "INVALID_LABELS", value)
 
 
 def checked_monitoring(monitoring: HealthMonitoring) -> HealthMonitoring:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from proxystash.models import HealthMonitoring, HealthStatus, TierState
-from proxystash.proxies import InvalidProxyUrl, cache_key, key_of, parse_proxy_url
+from proxystash.proxies import InvalidProxyUrl, cache_key, key_of
 from proxystash_server.cache import transfer
 from proxystash_server.cache.access_log import AccessLog, combine
 from proxystash_server.cache.config import CacheConfig, CacheTierType
@@ -19,6 +19,7 @@ from proxystash_server.cache.entry import (
     Clock,
     accessed,
     make_entry,
+    read_address,
     stamped,
     wall_clock,
     with_health,
@@ -185,17 +186,14 @@ class CacheManager:
             ttl_us = self.config.ttl_seconds_of(source) * SECOND_US
         else:
             check_ttl(ttl_us)
+        address = read_address(proxy_url)
         if not key:
-            try:
-                address = parse_proxy_url(proxy_url)
-            except InvalidProxyUrl as error:
-                raise InvalidEntryError("proxy_url", "INVALID_PROXY_URL", str(error)) from None
             name = username or address.username
             if name:
                 checked_credential("username", username, address.username)
             key = key_of(address.url, name)
         return make_entry(
-            proxy_url,
+            address,
             key=key,
             username=username,
             password=password,

@@ -22,7 +22,7 @@ from proxystash_server.cache import (
     HealthStatus,
 )
 from proxystash_server.cache.disk import DiskTiers
-from proxystash_server.cache.entry import make_entry, stamped
+from proxystash_server.cache.entry import make_entry, read_address, stamped
 from proxystash_server.cache.errors import TierError
 
 START_US = 1_800_000_000_000_000
@@ -87,7 +87,7 @@ def stored(
 ) -> CacheEntry:
     """An entry as the manager hands it to a tier: valid, and numbered by the write that stores it."""
     entry = make_entry(
-        proxy_url,
+        read_address(proxy_url),
         key=key,
         username=username,
         password=password,
