@@ -34,29 +34,25 @@ class AccessLog:
     until it is written; since it may be gone a moment later, a reader peeks before it reads the disk, or
     compares `flushes` around both. Thread-safe.
 
-    `lock` is L1's too, since L1 writes here with each of its own changes: the methods named `note_...` are
-    for it, and want the lock held by the caller.
+    `lock` is L1's too, since L1 writes here with each of its own changes: `waiting` and the methods named
+    `note_...` are for it, and want the lock held by the caller.
+
+    `has_uses` says whether an entry was used since the last flush: the order of eviction on disk is then out
+    of date. `flushes` is how many flushes have written their batch: unchanged around a read of the disk,
+    nothing left the log during it.
     """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         # In the order of use: a key that is used again is taken out and put in anew, which costs less in a
-        # plain dictionary than to move it in an ordered one.
-        self._waiting: dict[str, CacheEntry] = {}
+        # plain dictionary than to move it in an ordered one. Always the same dictionary, which L1 keeps.
+        self.waiting: dict[str, CacheEntry] = {}
         self._flushing: dict[str, CacheEntry] = {}
-        self._flushes = 0
-        self._has_uses = False
+        self.flushes = 0
+        self.has_uses = False
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._flushing)
-
-    @property
-    def has_uses(self) -> bool:
-        """Whether an entry was used since the last flush.
-
-        The order of eviction on disk is then out of date.
-        """
-        return self._has_uses
+        return len(self.waiting) + len(self._flushing)
 
     def record_use(self, entry: CacheEntry) -> None:
         """Note `entry` as its latest use left it."""
@@ -65,43 +61,38 @@ class AccessLog:
 
     def note_use(self, key: str, entry: CacheEntry) -> None:
         """Note the entry of `key` as its latest use left it."""
-        waiting = self._waiting
+        waiting = self.waiting
         waiting.pop(key, None)
         waiting[key] = entry
-        self._has_uses = True
+        self.has_uses = True
 
     def note_demotion(self, entry: CacheEntry) -> None:
         """Note `entry` as it fell out of memory, which is no use of it."""
-        self._waiting[entry.key] = entry
-
-    @property
-    def flushes(self) -> int:
-        """How many flushes have ended: unchanged around a read, nothing left the log during it."""
-        return self._flushes
+        self.waiting[entry.key] = entry
 
     def peek(self, key: str) -> CacheEntry | None:
         """What has happened to `key` since the last flush."""
         with self.lock:
-            return self._waiting.get(key) or self._flushing.get(key)
+            return self.waiting.get(key) or self._flushing.get(key)
 
     def discard(self, key: str) -> None:
         """Forget a key whose entry is gone or replaced."""
         with self.lock:
-            self._waiting.pop(key, None)
+            self.waiting.pop(key, None)
             self._flushing.pop(key, None)
 
     def clear(self) -> None:
         """Forget everything."""
         with self.lock:
-            self._waiting.clear()
+            self.waiting.clear()
             self._flushing.clear()
 
     def begin_flush(self, limit: int) -> list[Access]:
         """The oldest `limit` accesses, to be written; one flush at a time (the caller's lock)."""
         with self.lock:
-            for key in list(islice(self._waiting, limit)):
-                self._flushing[key] = self._waiting.pop(key)
-            self._has_uses = self._has_uses and bool(self._waiting)
+            for key in list(islice(self.waiting, limit)):
+                self._flushing[key] = self.waiting.pop(key)
+            self.has_uses = self.has_uses and bool(self.waiting)
             entries = list(self._flushing.values())
         return [
             Access(
@@ -115,7 +106,9 @@ class AccessLog:
         with self.lock:
             if not written:
                 # Before those that have come since, whose keys count as they are now.
-                unwritten = {key: entry for key, entry in self._flushing.items() if key not in self._waiting}
-                self._waiting = {**unwritten, **self._waiting}
+                since = dict(self.waiting)
+                self.waiting.clear()
+                self.waiting.update((key, entry) for key, entry in self._flushing.items() if key not in since)
+                self.waiting.update(since)
             self._flushing.clear()
-            self._flushes += 1
+            self.flushes += 1

@@ -95,7 +95,7 @@ class _Content:
     encoded: bytes | None
 
 
-class _Use:
+class Use:
     """The storage of an entry, assignable; CacheEntry adds the lock on the door."""
 
     __slots__ = ("access_count", "content", "evicted_from_l1", "last_accessed_us")
@@ -111,7 +111,13 @@ def _shared(name: str) -> Any:  # noqa: ANN401 -- each attribute has a type of i
     return property(attrgetter(f"content.{name}"))
 
 
-class CacheEntry(_Use):
+def _monitored(name: str) -> Any:  # noqa: ANN401 -- as above
+    """A read-only attribute of an entry that is its health monitoring's."""
+    field = attrgetter(name)
+    return property(lambda entry: field(entry.health_monitoring or HealthMonitoring()))
+
+
+class CacheEntry(Use):
     """One cached proxy.
 
     Made by keyword, like proxywhirl's, from datetimes; times are kept as integer microseconds since the epoch
@@ -138,6 +144,16 @@ class CacheEntry(_Use):
     sealed: bytes | None = _shared("sealed")
     version: int = _shared("version")
     encoded: bytes | None = _shared("encoded")
+    # The health monitoring fields are also reachable directly, as in proxywhirl. Not by `__getattr__`, which
+    # would make every other attribute many times as expensive.
+    last_health_check: datetime | None = _monitored("last_health_check")
+    consecutive_health_failures: int = _monitored("consecutive_health_failures")
+    consecutive_health_successes: int = _monitored("consecutive_health_successes")
+    recovery_attempt: int = _monitored("recovery_attempt")
+    next_check_time: datetime | None = _monitored("next_check_time")
+    last_health_error: str | None = _monitored("last_health_error")
+    total_health_checks: int = _monitored("total_health_checks")
+    total_health_check_failures: int = _monitored("total_health_check_failures")
 
     def __init__(
         self,
@@ -190,7 +206,7 @@ class CacheEntry(_Use):
             health_monitoring=health_monitoring,
             labels=labels or NO_LABELS,
         )
-        for name in _Use.__slots__:
+        for name in Use.__slots__:
             object.__setattr__(self, name, getattr(made, name))
 
     @property
@@ -252,12 +268,6 @@ class CacheEntry(_Use):
             arguments["ttl_seconds"] = self.ttl_us / SECOND_US
         return CacheEntry(**{**arguments, **changes})
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 -- as above
-        # The health monitoring fields are also reachable directly, as in proxywhirl.
-        if name in _MONITORING_FIELDS:
-            return getattr(self.health_monitoring or HealthMonitoring(), name)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"CacheEntry is immutable; use model_copy(update={{{name!r}: ...}})")
 
@@ -291,7 +301,7 @@ class CacheEntry(_Use):
 
 _COMPARED: Final = tuple(
     name
-    for name in (*_Content.__slots__, *_Use.__slots__)
+    for name in (*_Content.__slots__, *Use.__slots__)
     if name not in ("content", "encoded", "labels", "sealed", "version")
 )
 
@@ -385,7 +395,7 @@ def restore_entry(
 def accessed(entry: CacheEntry, now_us: int) -> CacheEntry:
     """`entry` after one more use, back in memory."""
     # On the path of every hit, so what `_entry` does is written out.
-    use = _Use()
+    use = Use()
     use.content = entry.content
     use.access_count = entry.access_count + 1
     use.last_accessed_us = now_us
@@ -454,7 +464,7 @@ def _with_content(entry: CacheEntry, content: _Content) -> CacheEntry:
 
 
 def _entry(content: _Content, access_count: int, last_accessed_us: int, evicted_from_l1: bool) -> CacheEntry:
-    use = _Use()
+    use = Use()
     use.content = content
     use.access_count = access_count
     use.last_accessed_us = last_accessed_us

@@ -8,7 +8,7 @@ from typing import Final
 
 from proxystash_server.cache.access_log import AccessLog
 from proxystash_server.cache.config import CacheTierConfig, CacheTierType
-from proxystash_server.cache.entry import CacheEntry, Clock, accessed, wall_clock, with_access
+from proxystash_server.cache.entry import CacheEntry, Clock, Use, accessed, wall_clock, with_access
 from proxystash_server.cache.eviction import make_policy
 from proxystash_server.cache.tiers.base import CacheTier, EntryFilter, Page
 
@@ -36,27 +36,41 @@ class MemoryCacheTier(CacheTier):
         self._access_log = AccessLog() if access_log is None else access_log
         self._lock = self._access_log.lock
         self._entries: dict[str, CacheEntry] = {}
+        self._waiting = self._access_log.waiting
         self._policy = make_policy(config.eviction_policy)
+        self._record_access = self._policy.record_access
         # How many lookups this tier has answered; read without the lock, since it is one number.
         self.hits = 0
 
     def hit(self, key: str, now_us: int) -> CacheEntry | None:
         """The live entry after one more use, or None if it is absent or expired."""
+        # The path that must be cheapest, so what `accessed` and `note_use` do is written out.
         with self._lock:
             entry = self._entries.get(key)
-            if entry is None or entry.content.expires_at_us <= now_us:
+            if entry is None:
                 return None
-            used = self._entries[key] = accessed(entry, now_us)
-            self._policy.record_access(key, used.access_count)
-            self._access_log.note_use(key, used)
+            content = entry.content
+            if content.expires_at_us <= now_us:
+                return None
+            use = Use()
+            use.content = content
+            use.access_count = count = entry.access_count + 1
+            use.last_accessed_us = now_us
+            use.evicted_from_l1 = False
+            use.__class__ = CacheEntry
+            record_access = self._record_access
+            record_access(key, count)
+            waiting = self._waiting
+            waiting.pop(key, None)
+            self._entries[key] = waiting[key] = use  # type: ignore[assignment]  # by now it is one
+            self._access_log.has_uses = True
             self.hits += 1
-            return used
+            return use  # type: ignore[return-value]  # mypy cannot follow the change of class
 
     def hit_many(self, keys: Sequence[str], now_us: int) -> list[CacheEntry | None]:
         """`hit` of each key, in order."""
         found: list[CacheEntry | None] = []
-        entries, record_access = self._entries, self._policy.record_access
-        note_use = self._access_log.note_use
+        entries, waiting, record_access = self._entries, self._waiting, self._record_access
         for start in range(0, len(keys), _KEYS_PER_HOLD):
             with self._lock:
                 for key in keys[start : start + _KEYS_PER_HOLD]:
@@ -64,11 +78,13 @@ class MemoryCacheTier(CacheTier):
                     if entry is None or entry.content.expires_at_us <= now_us:
                         found.append(None)
                         continue
-                    entry = entries[key] = accessed(entry, now_us)
+                    entry = accessed(entry, now_us)
                     record_access(key, entry.access_count)
-                    note_use(key, entry)
+                    waiting.pop(key, None)
+                    entries[key] = waiting[key] = entry
                     found.append(entry)
                     self.hits += 1
+                    self._access_log.has_uses = True
         return found
 
     def absent(self, keys: Iterable[str]) -> list[str]:
