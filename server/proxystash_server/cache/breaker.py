@@ -19,34 +19,32 @@ class CircuitBreaker:
     Between probes it waits 1 s, then twice as long each time up to 60 s, less a random part of up to half so
     that several tiers or servers do not probe in step. Thread-safe; it never calls out while it holds its
     lock.
+
+    `is_open` says whether the tier is to be skipped. `failures` counts those in a row, by their kind: while
+    it is empty, there is no success to record.
     """
 
     def __init__(self, monotonic: Callable[[], float], jitter: Callable[[], float] = random.random) -> None:
         self._monotonic = monotonic
         self._jitter = jitter
         self._lock = threading.Lock()
-        self._failures: dict[str, int] = {}
-        self._open = False
+        self.is_open = False
+        self.failures: dict[str, int] = {}
         self._pause = FIRST_PAUSE
         self._probe_at = 0.0
         self._probing = False
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the tier is to be skipped."""
-        return self._open
-
     def record_success(self, kind: str) -> None:
         """Note an operation of a kind that worked; failures of that kind before it no longer count."""
-        if self._failures:
+        if self.failures:
             with self._lock:
-                self._failures.pop(kind, None)
+                self.failures.pop(kind, None)
 
     def record_failure(self, kind: str) -> bool:
         """Note an operation of a kind that failed; return whether this one opened the breaker."""
         with self._lock:
-            self._failures[kind] = self._failures.get(kind, 0) + 1
-            if self._open or self._failures[kind] < FAILURES_TO_OPEN:
+            self.failures[kind] = self.failures.get(kind, 0) + 1
+            if self.is_open or self.failures[kind] < FAILURES_TO_OPEN:
                 return False
             self._open_now()
             return True
@@ -54,7 +52,7 @@ class CircuitBreaker:
     def force_open(self) -> bool:
         """Open at once, as for a tier that could not be started; return whether it was closed before."""
         with self._lock:
-            if self._open:
+            if self.is_open:
                 return False
             self._open_now()
             return True
@@ -62,7 +60,7 @@ class CircuitBreaker:
     def begin_probe(self) -> bool:
         """Claim the next probe, if it is due and nobody else is probing."""
         with self._lock:
-            if not self._open or self._probing or self._monotonic() < self._probe_at:
+            if not self.is_open or self._probing or self._monotonic() < self._probe_at:
                 return False
             self._probing = True
             return True
@@ -72,14 +70,14 @@ class CircuitBreaker:
         with self._lock:
             self._probing = False
             if worked:
-                self._open = False
-                self._failures.clear()
+                self.is_open = False
+                self.failures.clear()
             else:
                 self._pause = min(self._pause * 2, LONGEST_PAUSE)
                 self._schedule()
 
     def _open_now(self) -> None:
-        self._open = True
+        self.is_open = True
         self._pause = FIRST_PAUSE
         self._schedule()
 

@@ -70,7 +70,7 @@ class DiskTiers:
         """
         missed: list[CacheTierType] = []
         failed = False
-        for level in self.levels:
+        for level in self._pair.levels:
             if level.serves(key):
                 worked, entry = level.get(key)
                 if entry is not None:

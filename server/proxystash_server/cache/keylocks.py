@@ -64,42 +64,8 @@ class KeyLocks:
                 self._all_held = False
                 self._all_changed.notify_all()
 
-    def acquire(self, keys: Sequence[str]) -> None:
-        """Take the locks of `keys`, which are sorted and each there once; waits."""
-        with self._guard:
-            while self._all_held:
-                self._all_changed.wait()
-            # The usual cases: one key, or several, which nobody has.
-            if len(keys) == 1:
-                if keys[0] not in self._locks:
-                    self._locks[keys[0]] = None
-                    return
-            elif self._locks.keys().isdisjoint(keys):
-                self._locks.update(dict.fromkeys(keys))
-                return
-        taken = 0
-        try:
-            for key in keys:
-                self._acquire_one(key, admitted=taken > 0)
-                taken += 1
-        except BaseException:
-            self.release(keys[:taken])
-            raise
-
-    def release(self, keys: Sequence[str]) -> None:
-        """Let go of the locks of `keys`; each goes to whoever has waited for it longest."""
-        with self._guard:
-            locks = self._locks
-            for key in keys:
-                waiting = locks[key]
-                if waiting:
-                    waiting.popleft().release()
-                else:
-                    del locks[key]
-            if self._all_held and not locks:
-                self._all_changed.notify_all()
-
-    def _acquire_one(self, key: str, *, admitted: bool) -> None:
+    def acquire_one(self, key: str, *, admitted: bool = False) -> None:
+        """Take the lock of `key`; waits. Every lookup below L1 does, so it costs less than `hold`."""
         with self._guard:
             # A holder of some keys must get the rest even while hold_all waits, or both would wait for ever.
             while self._all_held and not admitted:
@@ -118,6 +84,37 @@ class KeyLocks:
         except BaseException:
             self._stop_waiting(key, turn)
             raise
+
+    def acquire(self, keys: Sequence[str]) -> None:
+        """Take the locks of `keys`, which are sorted and each there once; waits."""
+        with self._guard:
+            while self._all_held:
+                self._all_changed.wait()
+            # The usual case: nobody has any of them.
+            if self._locks.keys().isdisjoint(keys):
+                self._locks.update(dict.fromkeys(keys))
+                return
+        taken = 0
+        try:
+            for key in keys:
+                self.acquire_one(key, admitted=taken > 0)
+                taken += 1
+        except BaseException:
+            self.release(keys[:taken])
+            raise
+
+    def release(self, keys: Sequence[str]) -> None:
+        """Let go of the locks of `keys`; each goes to whoever has waited for it longest."""
+        with self._guard:
+            locks = self._locks
+            for key in keys:
+                waiting = locks[key]
+                if waiting:
+                    waiting.popleft().release()
+                else:
+                    del locks[key]
+            if self._all_held and not locks:
+                self._all_changed.notify_all()
 
     def _stop_waiting(self, key: str, turn: threading.Lock) -> None:
         with self._guard:

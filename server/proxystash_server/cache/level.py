@@ -161,7 +161,8 @@ class DiskLevel:
         except TierError as error:
             self._record_failure("read", error)
             return False, None
-        self.breaker.record_success("read")
+        if self.breaker.failures:
+            self.breaker.record_success("read")
         self._read_latency.record(time.perf_counter_ns() - started)
         return True, entry
 

@@ -428,37 +428,45 @@ class CacheManager:
 
     def _lookup_below(self, key: str) -> Lookup:
         check_key(key)
-        with self._locks.hold(key):
-            self._check_open()
+        outcome = None
+        locks = self._locks
+        locks.acquire_one(key)
+        try:
+            if self._closed:
+                raise CacheClosedError("the cache is closed")
+            stack, l1 = self._stack, self._l1
             now = self._clock()
-            missed: list[CacheTierType] = []
-            if self._l1.enabled:
-                # Another thread may have promoted it while this one waited for the key.
-                entry = self._l1.hit(key, now)
+            held = l1.get(key)
+            if held is not None:
+                # Another thread has promoted it while this one waited for the key, or it has expired.
+                entry = l1.hit(key, now)
                 if entry is not None:
                     return _found_in_l1(entry)
+            entry, served_by, missed = stack.find_below(key) if held is None else (held, None, [])
+            if l1.enabled:
                 missed.append(_L1)
-            entry, served_by, missed_below = self._stack.find(key)
-            missed += missed_below
-            if entry is None or self._stack.is_expired(entry):
-                if entry is not None and not self._stack.postponed(key):
-                    self._stack.remove_expired([key])
+            if entry is None or entry.content.expires_at_us <= now:
+                if entry is not None and not stack.postponed(key):
+                    stack.remove_expired([key])
                 if served_by is not None:
                     missed.append(served_by)
                 self._statistics.record_lookup(None, missed, 0)
                 return _MISS
             entry = accessed(entry, now)
             # Before it is in memory, where the next use of it may come at once.
-            self._stack.access_log.record_use(entry)
-            outcome = WriteOutcome()
-            if served_by is CacheTierType.L3 and not self._stack.postponed(key):
-                outcome = self._stack.disk.promote(entry)
-            promotions = len(outcome.stored_in)
-            if self._stack.l1.enabled:
-                self._stack.put_in_l1(entry)
+            stack.access_log.record_use(entry)
+            promotions = 0
+            if served_by is CacheTierType.L3 and not stack.postponed(key):
+                outcome = stack.disk.promote(entry)
+                promotions = len(outcome.stored_in)
+            if l1.enabled:
+                stack.put_in_l1(entry)
                 promotions += 1
             self._statistics.record_lookup(served_by, missed, promotions)
-        self._stack.drop_evicted(outcome)
+        finally:
+            locks.release((key,))
+        if outcome is not None:
+            stack.drop_evicted(outcome)
         return Lookup(entry, served_by)
 
     def _put(self, entries: Sequence[tuple[str, CacheEntry]]) -> list[StoredIn]:

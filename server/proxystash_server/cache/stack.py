@@ -121,14 +121,21 @@ class TierStack:
     def find(self, key: str) -> tuple[CacheEntry | None, CacheTierType | None, list[CacheTierType]]:
         """The entry as it is now, expired or not, the disk tier that had it, and those that did not."""
         entry = self.l1.get(key)
-        if entry is not None:
-            return entry, None, []
-        # Peeked before the disk is read: a flush in between would hide the counts from both.
-        used = self.access_log.peek(key)
-        entry, served_by, missed = self.disk.read(key)
-        if entry is None and not missed and not self.l1.enabled:
-            raise CacheUnavailableError("no tier is able to answer; try again")
-        return entry and combine(entry, used), served_by, missed
+        return self.find_below(key) if entry is None else (entry, None, [])
+
+    def find_below(self, key: str) -> tuple[CacheEntry | None, CacheTierType | None, list[CacheTierType]]:
+        """As `find`, of a key that L1 does not hold."""
+        while True:
+            flushes = self.access_log.flushes
+            entry, served_by, missed = self.disk.read(key)
+            if entry is None:
+                if not missed and not self.l1.enabled:
+                    raise CacheUnavailableError("no tier is able to answer; try again")
+                return None, None, missed
+            entry = combine(entry, self.access_log.peek(key))
+            # A flush in between may have hidden the counts from both.
+            if flushes == self.access_log.flushes:
+                return entry, served_by, missed
 
     def current(self, key: str) -> CacheEntry | None:
         """The entry as it is now, expired or not, without using it."""

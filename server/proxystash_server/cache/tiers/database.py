@@ -112,10 +112,7 @@ class _Reader:
         if error is None:
             self._database.take_back(self._connection, self._generation)
         else:
-            self._connection.close()
-            if isinstance(error, sqlite3.Error | OSError):
-                self._database.note_damage(error)
-                raise _tier_error(error) from error
+            self._database.give_up(self._connection, error)
 
 
 class Database:
@@ -217,6 +214,25 @@ class Database:
             self._readers.append(connection)
         else:
             connection.close()
+
+    def give_up(self, connection: sqlite3.Connection, error: BaseException) -> None:
+        """Close a lent connection that failed; raises a fault of SQLite or the file system as TierError."""
+        connection.close()
+        if isinstance(error, sqlite3.Error | OSError):
+            self.note_damage(error)
+            raise _tier_error(error) from error
+
+    def read_one(self, query: str, key: str) -> tuple[Any, ...] | None:
+        """The first row of a query about a key, which sees everything committed before; raises TierError."""
+        # What a `with` block of `reader` does, written out: every lookup below L1 comes here.
+        connection, generation = self.lend()
+        try:
+            row: tuple[Any, ...] | None = connection.execute(query, (key,)).fetchone()
+        except BaseException as error:
+            self.give_up(connection, error)
+            raise
+        self.take_back(connection, generation)
+        return row
 
     def note_damage(self, error: Exception) -> None:
         """Remember that the file is damaged, if that is what `error` says."""

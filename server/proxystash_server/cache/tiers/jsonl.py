@@ -6,7 +6,6 @@ import heapq
 import logging
 import threading
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,11 +180,15 @@ class JsonlCacheTier(DurableTier):
     # -- reading
 
     def get(self, key: str) -> CacheEntry | None:
+        shard = self._shard(key)
+        # A miss needs no lock: a key that is replaced never leaves the index.
+        if key not in shard.index:
+            return None
         with self._lock:
-            slot = self._shard(key).index.get(key)
-            if slot is None:
+            held = shard.index.get(key)
+            if held is None:
                 return None
-            slot = replace(slot)
+            slot = held.copy()
         with _Translated():
             line = slot.segment.read(slot.offset, slot.length)
         try:

@@ -123,6 +123,24 @@ class Slot:
     evicted_from_l1: bool
     touched: bool = False
 
+    def copy(self) -> Slot:
+        """The slot as it is now."""
+        # A third of what `dataclasses.replace` costs.
+        return Slot(
+            self.segment,
+            self.offset,
+            self.length,
+            self.sequence,
+            self.recency,
+            self.first,
+            self.expires_at_us,
+            self.version,
+            self.access_count,
+            self.last_accessed_us,
+            self.evicted_from_l1,
+            self.touched,
+        )
+
 
 class Shard:
     """The file, its end, and the index of the entries in it.
@@ -186,9 +204,9 @@ class Shard:
 
     def put(self, key: str, slot: Slot) -> None:
         """Index a line."""
-        self.forget(key)
+        held = self.index.get(key)
         self.index[key] = slot
-        self.live_bytes += slot.length
+        self.live_bytes += slot.length - (0 if held is None else held.length)
 
     def forget(self, key: str) -> bool:
         """Take a key out of the index; whether it was there."""

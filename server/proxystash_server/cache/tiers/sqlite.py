@@ -193,8 +193,7 @@ class SQLiteCacheTier(DurableTier):
     # -- reading
 
     def get(self, key: str) -> CacheEntry | None:
-        with self._database.reader() as connection:
-            row = connection.execute(_SELECT, (key,)).fetchone()
+        row = self._database.read_one(_SELECT, key)
         return None if row is None else self._read(row)
 
     def get_many(self, keys: Iterable[str]) -> dict[str, CacheEntry]:
