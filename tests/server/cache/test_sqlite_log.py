@@ -102,6 +102,41 @@ def test_a_reader_does_not_stop_maintenance_and_goes_on_to_see_what_it_saw(
     assert _log_bytes(path) <= _LIMIT
 
 
+def test_lookups_do_not_keep_the_log_from_starting_over(
+    open_tier: OpenTier, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_LOG_LIMIT_BYTES", _LIMIT)
+    tier = open_tier()
+    _fill(tier, 0, 1000)
+
+    def keys() -> Iterator[str]:
+        for number in range(5):
+            assert tier.get(f"{number:05}") is not None
+            yield f"{number:05}"
+
+    # On a connection of their own, since the call around them has another, which maintenance then takes.
+    assert len(tier.held_of(keys())) == 5
+    tier.maintain()
+    _fill(tier, 1000, 1001)
+    assert _log_bytes(path) <= _LIMIT
+
+
+def test_a_lookup_sees_a_change_during_which_others_came(
+    open_tier: OpenTier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier = open_tier()
+    found = []
+
+    def look_up(place: str) -> None:
+        if place == "sqlite.before_commit":
+            found.extend(tier.get("00000") for _ in range(3))
+
+    monkeypatch.setattr(database, "reach", look_up)
+    _fill(tier, 0, 1)
+    assert found == [None] * 3
+    assert tier.get("00000") is not None
+
+
 def test_a_clear_does_not_write_everything_that_it_clears(
     open_tier: OpenTier, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

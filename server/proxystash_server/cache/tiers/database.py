@@ -92,27 +92,51 @@ def _tier_error(error: sqlite3.Error | OSError) -> TierError:
 
 
 class _Reader:
-    """A connection for reading, borrowed for a `with` block.
+    """A connection for reading, used by one thread at a time.
 
-    Written out: every lookup below L1 has one, and a generator would cost as much as the query.
+    `commits` is how many there were when it was last asked for a single row; `stays` says whether it is still
+    in the transaction of then.
     """
 
-    __slots__ = ("_connection", "_database", "_generation")
+    __slots__ = ("commits", "connection", "generation", "stays")
+
+    def __init__(self, connection: sqlite3.Connection, generation: int) -> None:
+        self.connection = connection
+        self.generation = generation
+        self.commits = -1
+        self.stays = False
+
+    def leave(self) -> None:
+        """End the transaction, if it stays in one."""
+        if self.stays:
+            self.connection.execute("COMMIT")
+            self.stays = False
+
+
+class _Borrowed:
+    """A connection for reading, borrowed for a `with` block."""
+
+    __slots__ = ("_database", "_reader")
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def __enter__(self) -> sqlite3.Connection:
-        self._connection, self._generation = self._database.lend()
-        return self._connection
+        self._reader = self._database.lend()
+        try:
+            self._reader.leave()
+        except BaseException as error:
+            self._database.give_up(self._reader, error)
+            raise
+        return self._reader.connection
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if error is None:
-            self._database.take_back(self._connection, self._generation)
+            self._database.take_back(self._reader)
         else:
-            self._database.give_up(self._connection, error)
+            self._database.give_up(self._reader, error)
 
 
 class Database:
@@ -140,8 +164,11 @@ class Database:
         self._salvaged_columns = salvaged_columns
         self._durability = durability
         self._writer: sqlite3.Connection | None = None
-        self._readers: deque[sqlite3.Connection] = deque()
+        self._readers: deque[_Reader] = deque()
         self._generation = 0
+        # Changes with every commit, before it is acknowledged.
+        self._commit_count = 0
+        self._some_stay = False
         self._inode = 0
         self._damaged = False
         self._commits: GroupCommit[Callable[[sqlite3.Connection], Any], Any] = GroupCommit(self._commit)
@@ -174,7 +201,7 @@ class Database:
                 self._writer.close()
                 self._writer = None
         while self._readers:
-            self._readers.popleft().close()
+            self._readers.popleft().connection.close()
         with suppress(OSError):
             # What cannot be looked at now is looked at when it is opened again, which closes first.
             self._keep_log_from_another_file()
@@ -195,43 +222,63 @@ class Database:
 
     def reader(self) -> AbstractContextManager[sqlite3.Connection]:
         """A connection for reading, which sees everything committed before; raises TierError."""
-        return _Reader(self)
+        return _Borrowed(self)
 
-    def lend(self) -> tuple[sqlite3.Connection, int]:
-        """A connection to read with, to be taken back with the number beside it; raises TierError."""
+    def lend(self) -> _Reader:
+        """A connection to read with, to be taken back or given up; raises TierError."""
         if self._writer is None:
             raise TierError("the database is closed")
         generation = self._generation
-        try:
-            return self._readers.pop(), generation
-        except IndexError:
-            with translated():
-                return self._new_connection(self.path), generation
+        while True:
+            try:
+                reader = self._readers.pop()
+            except IndexError:
+                with translated():
+                    return _Reader(self._new_connection(self.path), generation)
+            if reader.generation == generation:
+                return reader
+            # It came back in the moment in which the database was closed.
+            reader.connection.close()
 
-    def take_back(self, connection: sqlite3.Connection, generation: int) -> None:
+    def take_back(self, reader: _Reader) -> None:
         """Keep a lent connection for the next reader, unless the database was closed meanwhile."""
-        if generation == self._generation:
-            self._readers.append(connection)
+        if reader.generation == self._generation:
+            self._readers.append(reader)
+            if reader.stays:
+                # Afterwards, or the writer that ends it might not know.
+                self._some_stay = True
         else:
-            connection.close()
+            reader.connection.close()
 
-    def give_up(self, connection: sqlite3.Connection, error: BaseException) -> None:
+    def give_up(self, reader: _Reader, error: BaseException) -> None:
         """Close a lent connection that failed; raises a fault of SQLite or the file system as TierError."""
-        connection.close()
+        reader.connection.close()
         if isinstance(error, sqlite3.Error | OSError):
             self.note_damage(error)
             raise _tier_error(error) from error
 
     def read_one(self, query: str, key: str) -> tuple[Any, ...] | None:
-        """The first row of a query about a key, which sees everything committed before; raises TierError."""
-        # What a `with` block of `reader` does, written out: every lookup below L1 comes here.
-        connection, generation = self.lend()
+        """The first row of a query about a key, which sees everything committed before; raises TierError.
+
+        A transaction costs SQLite two locks, as much as the rest of such a query. So the second query since a
+        commit begins one, and those that follow stay in it. The next commit makes it a thing of the past:
+        whoever uses the connection after it leaves the transaction first, and the writer has the idle ones
+        leave, since the log cannot start over behind them.
+        """
+        reader = self.lend()
         try:
-            row: tuple[Any, ...] | None = connection.execute(query, (key,)).fetchone()
+            commits = self._commit_count
+            if reader.commits != commits:
+                reader.leave()
+                reader.commits = commits
+            elif not reader.stays:
+                reader.connection.execute("BEGIN")
+                reader.stays = True
+            row: tuple[Any, ...] | None = reader.connection.execute(query, (key,)).fetchone()
         except BaseException as error:
-            self.give_up(connection, error)
+            self.give_up(reader, error)
             raise
-        self.take_back(connection, generation)
+        self.take_back(reader)
         return row
 
     def note_damage(self, error: Exception) -> None:
@@ -344,6 +391,7 @@ class Database:
             raise TierError("the database is closed")
         reach("sqlite.before_begin")
         with translated():
+            self._end_idle_transactions()
             writer.execute("BEGIN IMMEDIATE")
             try:
                 # Each result is boxed: None is a result like any other.
@@ -358,12 +406,30 @@ class Database:
                 if writer.in_transaction:
                     writer.execute("ROLLBACK")
                 raise
+            finally:
+                self._commit_count += 1
             reach("sqlite.after_commit")
             self._after_commit(True)
             # Writes into a file that was deleted or replaced succeed, and are lost.
             if not self._is_in_place():
                 raise TierLostError(f"{self.path} was removed or replaced by another file")
         return results
+
+    def _end_idle_transactions(self) -> None:
+        if not self._some_stay:
+            return
+        self._some_stay = False
+        for _ in range(len(self._readers)):
+            try:
+                reader = self._readers.popleft()
+            except IndexError:
+                return
+            try:
+                reader.leave()
+            except sqlite3.Error:
+                reader.connection.close()
+            else:
+                self.take_back(reader)
 
     def _is_in_place(self) -> bool:
         try:
