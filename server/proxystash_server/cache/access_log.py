@@ -93,12 +93,16 @@ class AccessLog:
             for key in list(islice(self.waiting, limit)):
                 self._flushing[key] = self.waiting.pop(key)
             self.has_uses = self.has_uses and bool(self.waiting)
-            entries = list(self._flushing.values())
+            batch = list(self._flushing.items())
         return [
             Access(
-                entry.key, entry.version, entry.access_count, entry.last_accessed_us, entry.evicted_from_l1
+                key,
+                entry.content.version,
+                entry.access_count,
+                entry.last_accessed_us,
+                entry.evicted_from_l1,
             )
-            for entry in entries
+            for key, entry in batch
         ]
 
     def end_flush(self, *, written: bool) -> None:

@@ -258,6 +258,28 @@ class DurableTierContract(TierContract):
             assert entry.model_copy(update={"last_accessed": used.last_accessed}) == used
             assert one.versions(["full"]) == {"full": 3}
 
+    @pytest.mark.parametrize("uses", [2, 49, 51, 250, 401])
+    def test_a_touch_of_many_stores_each(self, make: MakeDurableTier, uses: int) -> None:
+        tier = make()
+        tier.apply([Write(f"key-{n}", stored(f"key-{n}", version=n + 1)) for n in range(uses + 1)])
+        tier.touch([Access(f"key-{n}", n + 1, n + 5, START_US + n, n % 2 == 0) for n in range(uses)])
+        assert tier.get(f"key-{uses}") == stored(f"key-{uses}")
+        for n in range(uses):
+            entry = tier.get(f"key-{n}")
+            assert entry is not None
+            facts = (entry.access_count, entry.last_accessed_us, entry.evicted_from_l1)
+            assert facts == (n + 5, START_US + n, n % 2 == 0)
+
+    def test_uses_in_one_touch_count_in_their_order(self, make: MakeDurableTier) -> None:
+        tier = make(bounded(100, "lru"))
+        keys = [f"key-{n}" for n in range(100)]
+        tier.apply([Write(key, stored(key, version=1)) for key in keys])
+        tier.touch([Access(key, 1, 1, START_US + 1, False) for key in keys[::-1]])
+        for one in as_is_and_reopened(tier, lambda: make(bounded(100, "lru"))):
+            applied = one.apply([Write(f"{id(one)}-{n}", stored(f"{id(one)}-{n}")) for n in range(3)])
+            evicted = [key for write in applied for key in write.evicted]
+            assert evicted == [keys.pop() for _ in range(3)]
+
     def test_a_touch_of_an_earlier_version_is_ignored(self, make: MakeDurableTier) -> None:
         tier = make()
         put(tier, stored("key-1", version=1), stored("key-1", version=2))

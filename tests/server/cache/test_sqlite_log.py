@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from proxystash_server.cache import CacheTierType, SQLiteCacheTier
+from proxystash_server.cache import CacheEntry, CacheTierType, SQLiteCacheTier
 from proxystash_server.cache.tiers import database
 from proxystash_server.cache.tiers.base import Write
 from tests.server.cache.durable_tier_contract import ENCRYPTOR
@@ -125,7 +125,7 @@ def test_a_lookup_sees_a_change_during_which_others_came(
     open_tier: OpenTier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tier = open_tier()
-    found = []
+    found: list[CacheEntry | None] = []
 
     def look_up(place: str) -> None:
         if place == "sqlite.before_commit":

@@ -253,12 +253,7 @@ class JsonlCacheTier(DurableTier):
         return self._commits.lock.locked()
 
     def touch(self, accesses: Sequence[Access]) -> None:
-        def change(dirty: set[Shard]) -> int:
-            for number, some in _by_shard(accesses).items():
-                self._touch(self._shards[number], some, dirty)
-            return len(accesses)
-
-        self._commits.submit(change)
+        self._commits.submit(lambda dirty: self._touch(accesses, dirty))
 
     def clear(self) -> int:
         def change(dirty: set[Shard]) -> int:
@@ -462,26 +457,26 @@ class JsonlCacheTier(DurableTier):
         with self._lock:
             self._backlog[key] = max(version, self._backlog.get(key, 0))
 
-    def _touch(self, shard: Shard, accesses: Sequence[Access], dirty: set[Shard]) -> None:
+    def _touch(self, accesses: Sequence[Access], dirty: set[Shard]) -> int:
         touched: list[tuple[Slot, Access, int]] = []
-        lines: list[bytes] = []
+        lines: dict[Shard, list[bytes]] = {}
+        shards, sequence = self._shards, self._sequence
         for access in accesses:
+            shard = shards[shard_number(access.key)]
             slot = shard.index.get(access.key)
             if slot is not None and slot.version == access.version:
-                lines.append(self._line(touch_body(access)))
-                touched.append((slot, access, self._sequence))
-        if not lines:
-            return
-        dirty.add(shard)
-        shard.append(b"".join(lines))
+                sequence += 1
+                lines.setdefault(shard, []).append(finish_line(touch_body(access), sequence))
+                touched.append((slot, access, sequence))
+        self._sequence = sequence
+        for shard, some in lines.items():
+            dirty.add(shard)
+            shard.append(b"".join(some))
         with self._lock:
-            for slot, access, sequence in touched:
-                is_use = access.access_count > slot.access_count
-                touch_slot(
-                    slot, sequence, access.access_count, access.last_accessed_us, access.evicted_from_l1
-                )
-                if is_use:
-                    self._policy.record_access(access.key, access.access_count)
+            for slot, (key, _, access_count, last_accessed_us, evicted_from_l1), number in touched:
+                if touch_slot(slot, number, access_count, last_accessed_us, evicted_from_l1):
+                    self._policy.record_access(key, access_count)
+        return len(touched)
 
     def _forget(self, shard: Shard, key: str) -> None:
         with self._lock:
@@ -573,13 +568,6 @@ class JsonlCacheTier(DurableTier):
 
         if self._commits.submit(change):
             self._on_corruption(self.tier_type, key, reason)
-
-
-def _by_shard(accesses: Iterable[Access]) -> dict[int, list[Access]]:
-    sorted_out: dict[int, list[Access]] = {}
-    for access in accesses:
-        sorted_out.setdefault(shard_number(access.key), []).append(access)
-    return sorted_out
 
 
 def _first(keys: Iterator[str], count: int, last: Container[str]) -> list[str]:

@@ -67,10 +67,10 @@ def delete_body(key: str, version: int = 0) -> bytes:
 
 def touch_body(access: Access) -> bytes:
     """The beginning of a line that says how an entry was used."""
+    key, version, access_count, last_accessed_us, evicted_from_l1 = access
     return (
-        f'{{"op":"touch","key":{quoted(access.key)},"version":{access.version},'
-        f'"access_count":{access.access_count},"last_accessed":{access.last_accessed_us},'
-        f'"evicted_from_l1":{_BOOLEANS[access.evicted_from_l1]}'
+        f'{{"op":"touch","key":{quoted(key)},"version":{version},"access_count":{access_count},'
+        f'"last_accessed":{last_accessed_us},"evicted_from_l1":{_BOOLEANS[evicted_from_l1]}'
     ).encode()
 
 
@@ -149,15 +149,17 @@ def replay(shard: Shard, offset: int, length: int, record: dict[str, Any], backl
 
 def touch_slot(
     slot: Slot, sequence: int, access_count: int, last_accessed_us: int, evicted_from_l1: bool
-) -> None:
-    """Note in the index how an entry was used."""
-    if access_count > slot.access_count:
+) -> bool:
+    """Note in the index how an entry was used; whether it was."""
+    is_use = access_count > slot.access_count
+    if is_use:
         # Falling out of memory is no use, and does not make it more recent.
         slot.recency = sequence
     slot.access_count = access_count
     slot.last_accessed_us = last_accessed_us
     slot.evicted_from_l1 = evicted_from_l1
     slot.touched = True
+    return is_use
 
 
 def rewrite(line: bytes, slot: Slot) -> bytes | None:

@@ -44,17 +44,9 @@ _DELETE_MANY = "DELETE FROM entries WHERE key IN (SELECT value FROM json_each(?)
 # As many rows as a statement takes. The interpreter's lock changes hands with every step that Python takes in
 # SQLite, and a statement of many rows is one step.
 _ROWS_PER_STATEMENT = 50
+_USES_PER_STATEMENT = 4 * _ROWS_PER_STATEMENT
+_NO_USE = (None,) * 6
 _WRITTEN = f"{COLUMNS}, scheme, recency"
-# The uses in `accesses`, a JSON array of arrays of one access each.
-_TOUCH = (
-    "UPDATE entries SET recency = iif(entries.access_count < used.access_count, used.recency, "
-    "entries.recency), access_count = used.access_count, last_accessed = used.last_accessed, "
-    "evicted_from_l1 = used.evicted_from_l1 "
-    "FROM (SELECT json_extract(value, '$[0]') AS key, json_extract(value, '$[1]') AS version, "
-    "json_extract(value, '$[2]') AS access_count, json_extract(value, '$[3]') AS last_accessed, "
-    "json_extract(value, '$[4]') AS evicted_from_l1, json_extract(value, '$[5]') AS recency "
-    "FROM json_each(?)) AS used WHERE entries.key = used.key AND entries.version = used.version"
-)
 _STORE_COUNTERS = (
     "UPDATE meta SET value = iif(name = 'entries', ?, ?) WHERE name IN ('entries', 'last_version')"
 )
@@ -262,8 +254,16 @@ class SQLiteCacheTier(DurableTier):
 
     def touch(self, accesses: Sequence[Access]) -> None:
         first = self._take_recencies(len(accesses))
-        uses = json.dumps([(*access, recency) for recency, access in enumerate(accesses, first)])
-        self._database.write(lambda connection: connection.execute(_TOUCH, (uses,)))
+        uses: list[Row] = [(*access, recency) for recency, access in enumerate(accesses, first)]
+        # Uses of nothing, so that there are few statements for SQLite to compile.
+        uses += [_NO_USE] * (-len(uses) % _ROWS_PER_STATEMENT)
+
+        def change(connection: sqlite3.Connection) -> None:
+            for start in range(0, len(uses), _USES_PER_STATEMENT):
+                some = uses[start : start + _USES_PER_STATEMENT]
+                connection.execute(_touch(len(some)), list(chain.from_iterable(some)))
+
+        self._database.write(change)
 
     def clear(self) -> int:
         def change(connection: sqlite3.Connection) -> int:
@@ -425,6 +425,17 @@ def _store(rows: int) -> str:
     return (
         f"INSERT INTO entries ({_WRITTEN}) VALUES {', '.join([row] * rows)} ON CONFLICT (key) DO UPDATE "
         f"SET ({replaced}) = ({', '.join(f'excluded.{column}' for column in replaced.split(', '))})"
+    )
+
+
+@functools.cache
+def _touch(rows: int) -> str:
+    """The statement that stores so many uses: the fields of each Access, then its recency."""
+    return (
+        "UPDATE entries SET recency = iif(access_count < used.column3, used.column6, recency), "
+        "access_count = used.column3, last_accessed = used.column4, evicted_from_l1 = used.column5 "
+        f"FROM (VALUES {', '.join(['(?, ?, ?, ?, ?, ?)'] * rows)}) AS used "
+        "WHERE key = used.column1 AND version = used.column2"
     )
 
 
