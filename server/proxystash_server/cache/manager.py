@@ -213,7 +213,7 @@ class CacheManager:
 
     def get(self, key: str) -> CacheEntry | None:
         """The entry after this use, or None; raises as `lookup` does."""
-        # The case that must be cheap is an untimed hit; one in sixteen is timed.
+        # An untimed hit is the case that must be cheap; one in sixteen is timed.
         l1 = self._l1
         if l1.hits & 15 and not self._closed:
             nanoseconds = self._nanoseconds
@@ -436,16 +436,17 @@ class CacheManager:
                 raise CacheClosedError("the cache is closed")
             stack, l1 = self._stack, self._l1
             now = self._clock()
-            held = l1.get(key)
-            if held is not None:
-                # Another thread has promoted it while this one waited for the key, or it has expired.
+            is_absent = l1.get(key) is None
+            if not is_absent:
+                # Another thread has promoted it while this one waited for the key. Or it has expired, or may
+                # be pushed out in this moment.
                 entry = l1.hit(key, now)
                 if entry is not None:
                     return _found_in_l1(entry)
-            entry, served_by, missed = stack.find_below(key) if held is None else (held, None, [])
+            entry, served_by, missed = stack.find_below(key) if is_absent else stack.find(key)
             if l1.enabled:
                 missed.append(_L1)
-            if entry is None or entry.content.expires_at_us <= now:
+            if entry is None or stack.is_expired(entry):
                 if entry is not None and not stack.postponed(key):
                     stack.remove_expired([key])
                 if served_by is not None:

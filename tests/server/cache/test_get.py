@@ -18,7 +18,7 @@ from proxystash_server.cache import (
 )
 from proxystash_server.cache.errors import TierError
 from tests.server.cache.stash import Stash
-from tests.server.cache.support import START_US, SWITCHED_OFF, bounded, broken, put, run_in_threads
+from tests.server.cache.support import START_US, SWITCHED_OFF, bounded, broken, put, run_in_threads, stored
 
 L1, L2, L3 = CacheTierType
 ANY = EntryFilter()
@@ -155,6 +155,28 @@ def test_counts_are_exact_wherever_the_entry_was_and_whenever_it_was_flushed(
         if step % restart_every == 0:
             manager = stash.reopen(**SHAPES[shape])
         assert {entry.key: entry.access_count for entry in manager.list_entries("", 10, ANY)} == uses
+
+
+def test_a_use_is_counted_though_its_entry_is_pushed_out_while_another_get_looks_for_it(stash: Stash) -> None:
+    manager = stash.open(l1_config=bounded(1))
+    put(manager, "key-1")
+    l1 = manager._l1
+    hit = l1.hit
+    calls = []
+
+    def too_late(key: str, now_us: int) -> None:
+        calls.append(key)
+        if len(calls) == 2:
+            # By now another thread has promoted it, used it, and promoted the next entry in its place.
+            assert hit(key, now_us) is not None
+            l1.put("key-2", stored("key-2"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(l1, "hit", too_late)
+        entry = manager.get("key-1")
+    assert calls == ["key-1", "key-1"]
+    assert entry is not None
+    assert entry.access_count == 2
 
 
 def test_listing_is_not_a_use(stash: Stash) -> None:
