@@ -121,6 +121,21 @@ def test_lookups_do_not_keep_the_log_from_starting_over(
     assert _log_bytes(path) <= _LIMIT
 
 
+def test_lookups_under_way_during_maintenance_and_the_next_change_do_not_keep_the_log_from_starting_over(
+    open_tier: OpenTier, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_LOG_LIMIT_BYTES", _LIMIT)
+    tier = open_tier()
+    _fill(tier, 0, 1000)
+    for under_way in (tier.maintain, lambda: _fill(tier, 1000, 1001)):
+        for _ in range(5):
+            assert tier.get("00999") is not None
+        connection = tier._database.lend()
+        under_way()
+        tier._database.take_back(connection)
+    assert _log_bytes(path) <= _LIMIT
+
+
 def test_a_lookup_sees_a_change_during_which_others_came(
     open_tier: OpenTier, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -166,8 +166,9 @@ class Database:
         self._writer: sqlite3.Connection | None = None
         self._readers: deque[_Reader] = deque()
         self._generation = 0
-        # Changes with every commit, before it is acknowledged.
+        # Changes with every commit, before it is acknowledged, and when nobody is to stay where he is.
         self._commit_count = 0
+        self._may_stay = True
         self._some_stay = False
         self._inode = 0
         self._damaged = False
@@ -271,7 +272,7 @@ class Database:
             if reader.commits != commits:
                 reader.leave()
                 reader.commits = commits
-            elif not reader.stays:
+            elif not reader.stays and self._may_stay:
                 reader.connection.execute("BEGIN")
                 reader.stays = True
             row: tuple[Any, ...] | None = reader.connection.execute(query, (key,)).fetchone()
@@ -292,16 +293,24 @@ class Database:
         meanwhile.
         """
         if not self._log_is_long():
+            self._may_stay = True
             return
+        with self._commits.lock:
+            # Readers that stay would keep part of the log from being copied, and it from starting over.
+            self._may_stay = False
+            self._commit_count += 1
+            self._end_idle_transactions()
         with self.reader() as connection:
             before = 0
             for _ in range(_CHECKPOINT_ROUNDS):
-                length = _checkpoint(connection)
+                length, _ = _checkpoint(connection)
                 if length - before < _FEW_PAGES:
                     break
                 before = length
             with self._commits.lock:
-                _checkpoint(connection)
+                length, copied = _checkpoint(connection)
+        # Who comes now needs nothing from a log that was copied whole, and is in nobody's way.
+        self._may_stay = length == copied
 
     def _log_is_long(self) -> bool:
         # With the journal size limit, the first commit after a whole checkpoint cuts the file off there.
@@ -485,10 +494,13 @@ class Database:
             number += 1
 
 
-def _checkpoint(connection: sqlite3.Connection) -> int:
-    """Copy of the log into the file what its readers allow, waiting for nobody; the pages in the log."""
-    _, length, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-    return int(length)
+def _checkpoint(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Copy of the log into the file what its readers allow, waiting for nobody.
+
+    The pages in the log, and how many of them have been copied by now.
+    """
+    _, length, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    return length, copied
 
 
 def _companions(path: Path) -> tuple[Path, Path]:

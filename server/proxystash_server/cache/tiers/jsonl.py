@@ -180,12 +180,11 @@ class JsonlCacheTier(DurableTier):
     # -- reading
 
     def get(self, key: str) -> CacheEntry | None:
-        shard = self._shard(key)
         # A miss needs no lock: a key that is replaced never leaves the index.
-        if key not in shard.index:
+        if key not in self._shard(key).index:
             return None
         with self._lock:
-            held = shard.index.get(key)
+            held = self._shard(key).index.get(key)
             if held is None:
                 return None
             slot = held.copy()
