@@ -166,7 +166,7 @@ class Database:
         self._writer: sqlite3.Connection | None = None
         self._readers: deque[_Reader] = deque()
         self._generation = 0
-        # Changes with every commit, before it is acknowledged, and when nobody is to stay where he is.
+        # Changes with every commit, before it is acknowledged, and when all are to leave their transactions.
         self._commit_count = 0
         self._may_stay = True
         self._some_stay = False
