@@ -26,14 +26,6 @@ class LatencySummary(BaseModel):
     max_us: float = 0.0
 
 
-def _bucket(nanoseconds: int) -> int:
-    if nanoseconds < _SUBDIVISIONS:
-        return max(nanoseconds, 0)
-    octave = nanoseconds.bit_length() - 4
-    bucket = (octave << 3) + (nanoseconds >> octave)
-    return bucket if bucket < _BUCKETS else _BUCKETS - 1
-
-
 def _upper_bound(bucket: int) -> int:
     if bucket < 2 * _SUBDIVISIONS:
         return bucket
@@ -53,25 +45,34 @@ class LatencyWindow:
         self._slices: list[dict[int, int]] = [{} for _ in range(_WINDOW_SLICES)]
         self._longest = [0] * _WINDOW_SLICES
         self._current = int(monotonic() / _SLICE_SECONDS)
+        # The place of the current slice, its counts, and when it ends.
+        self._place = self._current % _WINDOW_SLICES
+        self._counts = self._slices[self._place]
+        self._ends = (self._current + 1) * _SLICE_SECONDS
 
     def record(self, nanoseconds: int) -> None:
         """Count one duration."""
-        bucket = _bucket(nanoseconds)
+        # Several times in each write, so without a function in between.
+        if nanoseconds < _SUBDIVISIONS:
+            bucket = max(nanoseconds, 0)
+        else:
+            octave = nanoseconds.bit_length() - 4
+            bucket = (octave << 3) + (nanoseconds >> octave)
+            if bucket >= _BUCKETS:
+                bucket = _BUCKETS - 1
         with self._lock:
-            now = int(self._monotonic() / _SLICE_SECONDS)
-            if now > self._current:
-                self._advance(now)
-            place = self._current % _WINDOW_SLICES
-            counts = self._slices[place]
+            if self._monotonic() >= self._ends:
+                self._advance()
+            counts = self._counts
             counts[bucket] = counts.get(bucket, 0) + 1
-            if nanoseconds > self._longest[place]:
-                self._longest[place] = nanoseconds
+            if nanoseconds > self._longest[self._place]:
+                self._longest[self._place] = nanoseconds
 
     def summary(self) -> LatencySummary:
         """The last minute in three numbers."""
         total: dict[int, int] = {}
         with self._lock:
-            self._advance(int(self._monotonic() / _SLICE_SECONDS))
+            self._advance()
             longest = max(self._longest)
             for counts in self._slices:
                 for bucket, count in counts.items():
@@ -85,11 +86,15 @@ class LatencyWindow:
             max_us=longest / 1000,
         )
 
-    def _advance(self, now: int) -> None:
+    def _advance(self) -> None:
+        now = int(self._monotonic() / _SLICE_SECONDS)
         for passed in range(max(self._current + 1, now - _WINDOW_SLICES + 1), now + 1):
             self._slices[passed % _WINDOW_SLICES] = {}
             self._longest[passed % _WINDOW_SLICES] = 0
         self._current = max(self._current, now)
+        self._place = self._current % _WINDOW_SLICES
+        self._counts = self._slices[self._place]
+        self._ends = (self._current + 1) * _SLICE_SECONDS
 
 
 def _percentile(ordered: list[tuple[int, int]], fraction: float) -> int:

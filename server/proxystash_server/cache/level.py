@@ -177,11 +177,16 @@ class DiskLevel:
         if not worked:
             return False
         outcome.stored_in.append(self.name)
-        # What the tier still holds because it missed its removal was no longer held.
-        held = {write.key for write, one in zip(writes, applied, strict=True) if one.existed}
-        current = sum(not self.has_missed(key) for key in held)
-        outcome.held[self.name] = outcome.held.get(self.name, 0) + current
-        outcome.evicted[self.name] = [key for one in applied for key in one.evicted]
+        held = 0
+        evicted: list[str] = []
+        for write, one in zip(writes, applied, strict=True):
+            # What the tier still holds because it missed its removal was no longer held.
+            if one.existed and write.key not in self._missed:
+                held += 1
+            if one.evicted:
+                evicted += one.evicted
+        outcome.held[self.name] = held
+        outcome.evicted[self.name] = evicted
         return True
 
     def tend(self, operation: Callable[[], object]) -> None:

@@ -51,6 +51,7 @@ class TierStack:
         self.access_log = access_log
         self._locks = locks
         self._statistics = statistics
+        self._l1_latency = statistics.latency(CacheTierType.L1, "write")
         self._clock = clock
         self._flush_lock = threading.Lock()
         # Keys whose removal or copy into L2 a get left undone, because it would have waited for the writes of
@@ -67,7 +68,7 @@ class TierStack:
     def close(self) -> None:
         """Flush and close the disk tiers."""
         self.flush_accesses()
-        self._pair.close()
+        self.disk.close()
 
     def maintain(self) -> None:
         """One round of background work; takes the locks it needs."""
@@ -163,7 +164,7 @@ class TierStack:
         """Store entries in memory, count what that pushes out, and return its keys."""
         started = time.perf_counter_ns()
         evicted = [key for entry in entries for key in self.l1.store(entry.key, entry)]
-        self._statistics.latency(CacheTierType.L1, "write").record(time.perf_counter_ns() - started)
+        self._l1_latency.record(time.perf_counter_ns() - started)
         if evicted:
             demoted = len(evicted) if self.disk.authority is not None else 0
             self._statistics.record_evictions(

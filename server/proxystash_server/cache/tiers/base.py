@@ -210,6 +210,21 @@ class DurableTier(CacheTier):
         A TierError leaves open which of them were made.
         """
 
+    def announce(self, marks: Mapping[str, int]) -> None:
+        """Changes by key and version, which follow here first and then in the partner.
+
+        From the commit of such a change on, its key is in the partner's backlog, until `settle` or `arrived`
+        names it. Costs no commit of its own. Only a tier that may come first, as L3, knows how.
+        """
+        raise NotImplementedError(f"{self.backend} is not made to take changes before its partner")
+
+    def arrived(self, keys: Iterable[str]) -> None:
+        """The partner has what was announced of `keys`.
+
+        A later commit notes it: after a crash before that, marks have outlived their cause.
+        """
+        raise NotImplementedError(f"{self.backend} is not made to take changes before its partner")
+
     @property
     @abstractmethod
     def busy(self) -> bool:
