@@ -36,26 +36,10 @@ class DiskTiers:
         self._pair = pair
         self._memory = memory
         self._versions = versions
-
-    @property
-    def l2(self) -> DiskLevel:
-        """The faster tier."""
-        return self._pair.l2
-
-    @property
-    def l3(self) -> DiskLevel:
-        """The database tier."""
-        return self._pair.l3
-
-    @property
-    def levels(self) -> tuple[DiskLevel, DiskLevel]:
-        """Both tiers, the faster first."""
-        return self._pair.levels
-
-    @property
-    def authority(self) -> DiskLevel | None:
-        """The slowest tier that is switched on: what it evicts is gone from the cache."""
-        return next((level for level in (self.l3, self.l2) if level.enabled), None)
+        # The faster tier, the database tier, and both of them, the faster first.
+        self.l2, self.l3 = self.levels = pair.levels
+        # The slowest tier that is switched on: what it evicts is gone from the cache.
+        self.authority = next((level for level in self.levels[::-1] if level.enabled), None)
 
     @property
     def busy(self) -> bool:
@@ -119,7 +103,7 @@ class DiskTiers:
             for key, entry in changes
         ]
         versions = {write.key: write.version for write in writes}
-        l2, l3 = self._pair.levels
+        l2, l3 = self.levels
         before = {level.name: level.missed_of(versions) for level in (l2, l3)}
         reach("write.before")
         l3_took = l2_took = False

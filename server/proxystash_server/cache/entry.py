@@ -399,22 +399,22 @@ def with_access(
 
 def with_health(entry: CacheEntry, health_status: HealthStatus, failure_count: int) -> CacheEntry:
     """`entry` with another health status and failure count."""
-    content = _copy_of_content(entry)
+    content = _copy_of_content(entry.content)
     content.health_status = health_status
     content.failure_count = failure_count
-    return _with_content(entry, content)
+    return _entry(content, entry.access_count, entry.last_accessed_us, entry.evicted_from_l1)
 
 
 def stamped(
     entry: CacheEntry, key: str, version: int, failure_count: int, sealed: bytes | None
 ) -> CacheEntry:
     """`entry` as the write numbered `version` is about to store it under `key`."""
-    content = _copy_of_content(entry)
+    content = _copy_of_content(entry.content)
     content.key = key
     content.version = version
     content.failure_count = failure_count
     content.sealed = sealed
-    return _with_content(entry, content)
+    return _entry(content, entry.access_count, entry.last_accessed_us, entry.evicted_from_l1)
 
 
 def keep_encoded(entry: CacheEntry, encoded: bytes) -> None:
@@ -425,9 +425,9 @@ def keep_encoded(entry: CacheEntry, encoded: bytes) -> None:
     entry.content.encoded = encoded
 
 
-def _copy_of_content(entry: CacheEntry) -> _Content:
+def _copy_of_content(content: _Content) -> _Content:
     # Written out: a loop over the slots takes four times as long.
-    content, copy = entry.content, _Content()
+    copy = _Content()
     copy.key = content.key
     copy.proxy_url = content.proxy_url
     copy.username = content.username
@@ -443,10 +443,6 @@ def _copy_of_content(entry: CacheEntry) -> _Content:
     copy.version = content.version
     copy.encoded = None
     return copy
-
-
-def _with_content(entry: CacheEntry, content: _Content) -> CacheEntry:
-    return _entry(content, entry.access_count, entry.last_accessed_us, entry.evicted_from_l1)
 
 
 def _entry(content: _Content, access_count: int, last_accessed_us: int, evicted_from_l1: bool) -> CacheEntry:

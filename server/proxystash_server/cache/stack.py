@@ -156,14 +156,13 @@ class TierStack:
             # Something may have to make room: let the tiers know first what was used last.
             self.flush_accesses()
         outcome = self.disk.write(changes)
-        for key, _ in changes:
-            self.access_log.discard(key)
+        self.access_log.discard([key for key, _ in changes])
         return outcome
 
     def put_in_l1(self, *entries: CacheEntry) -> list[str]:
         """Store entries in memory, count what that pushes out, and return its keys."""
         started = time.perf_counter_ns()
-        evicted = [key for entry in entries for key in self.l1.store(entry.key, entry)]
+        evicted = self.l1.store_many(entries)
         self._l1_latency.record(time.perf_counter_ns() - started)
         if evicted:
             demoted = len(evicted) if self.disk.authority is not None else 0
@@ -201,10 +200,8 @@ class TierStack:
         if not outcome.taken:
             raise CacheUnavailableError("no tier could take the change; try again")
         lost = {tier: count for tier, count in outcome.held.items() if count}
-        in_l1 = 0
-        for key in keys:
-            self.access_log.discard(key)
-            in_l1 += self.l1.delete(key)
+        self.access_log.discard(keys)
+        in_l1 = sum(map(self.l1.delete, keys))
         return {CacheTierType.L1: in_l1, **lost} if in_l1 else lost
 
     def is_expired(self, entry: CacheEntry) -> bool:

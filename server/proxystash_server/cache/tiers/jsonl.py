@@ -351,7 +351,7 @@ class JsonlCacheTier(DurableTier):
             self._sync_all(dirty)
             for shard in dirty:
                 # Writes into a file that was deleted or replaced succeed, and are lost.
-                if not shard.segment.is_at(shard.path):
+                if not shard.segment.is_at(shard.path_text):
                     raise TierLostError(f"{shard.path} was removed or replaced")
         return results
 
