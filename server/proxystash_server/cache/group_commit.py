@@ -96,16 +96,22 @@ class GroupCommit(Generic[Item, Result]):
         return ticket.result
 
     def _lead(self, item: Item) -> Result:
-        """Commit `item` and those that wait, and tell them."""
-        followers: list[_Ticket[Item, Result]] = []
         try:
             if self._patience and self._last_group >= _COMPANY:
                 self._gather()
             with self.lock:
                 if self._queue:
-                    self._take_followers(item, followers)
-                self._last_group = 1 + len(followers)
-                results = self._commit([item, *[follower.item for follower in followers]])
+                    return self._commit_group(item)
+                self._last_group = 1
+                return self._commit((item,))[0]
+        finally:
+            self._pass_on()
+
+    def _commit_group(self, item: Item) -> Result:
+        """Commit `item` and what waits, and wake those whose it was."""
+        followers = self._take_followers(item)
+        try:
+            results = self._commit([item, *[follower.item for follower in followers]])
             for follower, result in zip(followers, results[1:], strict=True):
                 follower.result = result
             return results[0]
@@ -122,14 +128,16 @@ class GroupCommit(Generic[Item, Result]):
             for follower in followers:
                 follower.done = True
                 follower.turn.release()
-            self._pass_on()
 
-    def _take_followers(self, item: Item, followers: list[_Ticket[Item, Result]]) -> None:
+    def _take_followers(self, item: Item) -> list[_Ticket[Item, Result]]:
+        followers: list[_Ticket[Item, Result]] = []
         with self._guard:
             weight = self._weigh(item)
             while self._queue and weight < self._most:
                 followers.append(self._queue.popleft())
                 weight += self._weigh(followers[-1].item)
+            self._last_group = 1 + len(followers)
+        return followers
 
     def _gather(self) -> None:
         """Wait until as many have come as there were in the last group."""

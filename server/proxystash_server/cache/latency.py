@@ -10,10 +10,8 @@ from pydantic import BaseModel, ConfigDict
 
 _WINDOW_SLICES = 12
 _SLICE_SECONDS = 5.0
-# Buckets grow by an eighth of an octave: a percentile is at most 9% off, and 40 octaves of nanoseconds cover
-# 18 minutes.
+# Buckets grow by an eighth of an octave: a percentile is at most 9% off.
 _SUBDIVISIONS = 8
-_BUCKETS = 40 * _SUBDIVISIONS
 
 
 class LatencySummary(BaseModel):
@@ -53,13 +51,11 @@ class LatencyWindow:
     def record(self, nanoseconds: int) -> None:
         """Count one duration."""
         # Several times in each write, so without a function in between.
-        if nanoseconds < _SUBDIVISIONS:
-            bucket = max(nanoseconds, 0)
-        else:
-            octave = nanoseconds.bit_length() - 4
+        octave = nanoseconds.bit_length() - 4
+        if octave > 0:
             bucket = (octave << 3) + (nanoseconds >> octave)
-            if bucket >= _BUCKETS:
-                bucket = _BUCKETS - 1
+        else:
+            bucket = nanoseconds if nanoseconds > 0 else 0
         with self._lock:
             if self._monotonic() >= self._ends:
                 self._advance()

@@ -444,14 +444,17 @@ class JsonlCacheTier(DurableTier):
         growth = 0
         with self._lock:
             for file in files:
-                shard = file.shard
-                before = len(shard.index)
+                index, live_bytes = file.shard.index, file.shard.live_bytes
+                growth -= len(index)
                 for key, slot in file.changes.items():
-                    if slot is None:
-                        shard.forget(key)
-                    else:
-                        shard.put(key, slot)
-                growth += len(shard.index) - before
+                    held = index.pop(key, None)
+                    if held is not None:
+                        live_bytes -= held.length
+                    if slot is not None:
+                        index[key] = slot
+                        live_bytes += slot.length
+                growth += len(index)
+                file.shard.live_bytes = live_bytes
             # Once, since it is read without the lock.
             self._size += growth
 

@@ -85,7 +85,7 @@ class Segment:
 
     def write(self, data: bytes, offset: int) -> None:
         """Write all of `data` at `offset`."""
-        written = 0
+        written = os.pwrite(self._descriptor, data, offset)
         while written < len(data):
             written += os.pwrite(self._descriptor, data[written:], offset + written)
 
