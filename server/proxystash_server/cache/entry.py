@@ -111,6 +111,17 @@ def _shared(name: str) -> Any:  # noqa: ANN401 -- each attribute has a type of i
     return property(attrgetter(f"content.{name}"))
 
 
+def _monitored(name: str) -> Any:  # noqa: ANN401 -- as above
+    """A read-only attribute of an entry that is its health monitoring's, where it has any."""
+    default = getattr(HealthMonitoring(), name)
+
+    def read(entry: CacheEntry) -> object:
+        monitoring = entry.content.health_monitoring
+        return default if monitoring is None else getattr(monitoring, name)
+
+    return property(read)
+
+
 class CacheEntry(_Use):
     """One cached proxy.
 
@@ -138,6 +149,17 @@ class CacheEntry(_Use):
     sealed: bytes | None = _shared("sealed")
     version: int = _shared("version")
     encoded: bytes | None = _shared("encoded")
+
+    # The health monitoring fields are also reachable directly, as in proxywhirl. Not by a __getattr__, which
+    # would make every attribute cost three times as much.
+    last_health_check: datetime | None = _monitored("last_health_check")
+    consecutive_health_failures: int = _monitored("consecutive_health_failures")
+    consecutive_health_successes: int = _monitored("consecutive_health_successes")
+    recovery_attempt: int = _monitored("recovery_attempt")
+    next_check_time: datetime | None = _monitored("next_check_time")
+    last_health_error: str | None = _monitored("last_health_error")
+    total_health_checks: int = _monitored("total_health_checks")
+    total_health_check_failures: int = _monitored("total_health_check_failures")
 
     def __init__(
         self,
@@ -251,12 +273,6 @@ class CacheEntry(_Use):
             del arguments["expires_at"]
             arguments["ttl_seconds"] = self.ttl_us / SECOND_US
         return CacheEntry(**{**arguments, **changes})
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 -- as above
-        # The health monitoring fields are also reachable directly, as in proxywhirl.
-        if name in _MONITORING_FIELDS:
-            return getattr(self.health_monitoring or HealthMonitoring(), name)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"CacheEntry is immutable; use model_copy(update={{{name!r}: ...}})")

@@ -129,7 +129,7 @@ def test_health_fields_are_reachable_without_monitoring_too() -> None:
     assert entry.consecutive_health_failures == 0
     assert entry.last_health_check is None
     with pytest.raises(AttributeError, match="colour"):
-        _ = entry.colour
+        _ = entry.colour  # type: ignore[attr-defined]  # that is the point
 
 
 def test_a_url_with_userinfo_gives_the_credentials() -> None:

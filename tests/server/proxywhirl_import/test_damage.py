@@ -109,6 +109,7 @@ def test_times_without_a_zone_are_utc(target: Target, tmp_path: Path) -> None:
 
     (entry,) = target.entries().values()
     assert entry.fetch_time.isoformat() == aware
+    assert entry.last_health_check is not None
     assert entry.last_health_check.isoformat() == aware
 
 
