@@ -104,7 +104,7 @@ class DiskTiers:
         ]
         versions = {write.key: write.version for write in writes}
         l2, l3 = self.levels
-        before = {level.name: level.missed_of(versions) for level in (l2, l3)}
+        missed_before = l2.missed_of(versions), l3.missed_of(versions)
         reach("write.before")
         l3_took = l2_took = False
         l2_is_told = l2.works
@@ -131,12 +131,11 @@ class DiskTiers:
         keeps_in_memory = self._memory.enabled and all(entry is not None for _, entry in changes)
         outcome.taken = l2_took or l3_took or keeps_in_memory or self.authority is None
         if not outcome.taken:
-            self._take_back(versions, before)
+            self._take_back(versions, *missed_before)
         reach("write.after_l2")
-        if l3_took:
-            self._pair.settle(l3, versions)
-        if l2_took:
-            self._pair.settle(l2, versions)
+        for level, took, missed in zip((l2, l3), (l2_took, l3_took), missed_before, strict=True):
+            if took and missed:
+                self._pair.settle(level, missed)
         return outcome
 
     def clear(self) -> bool:
@@ -187,23 +186,22 @@ class DiskTiers:
                 self._memory.delete(key)
 
     def _take_back(
-        self, versions: Mapping[str, int], before: Mapping[CacheTierType, Mapping[str, int]]
+        self, versions: Mapping[str, int], missed_by_l2: Mapping[str, int], missed_by_l3: Mapping[str, int]
     ) -> None:
         """Nobody took the change, so nobody is to catch up on it: what was there stays.
 
         But whether one of the two was half done is not known. What memory does not hold either, L2 learns
         again from L3, unless L2 alone knew.
         """
-        for level in self.levels:
+        for level, missed in ((self.l2, missed_by_l2), (self.l3, missed_by_l3)):
             level.drop_missed(versions)
-            level.add_missed(before[level.name])
+            level.add_missed(missed)
         if self.l2.enabled and self.l3.enabled:
-            known = before[self.l3.name]
             self.l2.add_missed(
                 {
                     key: version
                     for key, version in versions.items()
-                    if key not in known and key not in self._memory
+                    if key not in missed_by_l3 and key not in self._memory
                 }
             )
 

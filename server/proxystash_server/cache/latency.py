@@ -55,7 +55,7 @@ class LatencyWindow:
         if octave > 0:
             bucket = (octave << 3) + (nanoseconds >> octave)
         else:
-            bucket = nanoseconds if nanoseconds > 0 else 0
+            bucket = max(0, nanoseconds)
         with self._lock:
             if self._monotonic() >= self._ends:
                 self._advance()
