@@ -67,20 +67,19 @@ class DiskTiers:
             raise CacheUnavailableError("a tier that may hold the entry failed; try again")
         return None, None, missed
 
-    def peek(self, keys: Sequence[str]) -> dict[str, CacheEntry]:
-        """What is held of `keys`, as far as the tiers can tell, without using it."""
-        found: dict[str, CacheEntry] = {}
-        if len(keys) == 1:
-            # One key is read as a get reads it, which costs less.
-            for level in self.levels:
-                entry = level.get(keys[0])[1] if level.serves(keys[0]) else None
-                if entry is not None:
-                    return {entry.key: entry}
-            return found
-        for level in self.levels:
-            wanted = [key for key in keys if key not in found and level.serves(key)]
-            if wanted:
-                found.update(level.attempt("read", {}, level.tier.get_many, wanted)[1])
+    def failed_of(self, keys: Sequence[str]) -> list[CacheEntry]:
+        """The entries of `keys` that have failed before, as far as the tiers can tell, without using them."""
+        found: list[CacheEntry] = []
+        unknown = keys
+        # Another order than that of a lookup: L3 has all of them, and finds those that have failed.
+        for level in self.levels[::-1]:
+            asked = unknown if level.is_complete else [key for key in unknown if level.serves(key)]
+            if asked:
+                worked, failed = level.attempt("read", {}, level.tier.failed_of, asked)
+                found += failed.values()
+                # A damaged record may have come to light, of which the other tier knows.
+                if worked:
+                    unknown = [] if level.is_complete else [key for key in unknown if not level.serves(key)]
         return found
 
     def promote(self, entry: CacheEntry) -> WriteOutcome:

@@ -145,7 +145,7 @@ class TierStack:
                 below.append(key)
             else:
                 found.append(entry)
-        found += self.disk.peek(below).values()
+        found += self.disk.failed_of(below)
         return {entry.key: entry.failure_count for entry in found if not self.is_expired(entry)}
 
     def write(self, changes: Sequence[Change]) -> WriteOutcome:

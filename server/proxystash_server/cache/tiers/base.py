@@ -267,14 +267,10 @@ class DurableTier(CacheTier):
     def delete(self, key: str) -> bool:
         return self.apply([Write(key, None)])[0].existed
 
-    def get_many(self, keys: Iterable[str]) -> dict[str, CacheEntry]:
-        """The entries of those of `keys` that are held, as `get` gives them."""
+    def failed_of(self, keys: Sequence[str]) -> dict[str, CacheEntry]:
+        """The entries of those of `keys` that are held and have failed before, as `get` gives them."""
         found = ((key, self.get(key)) for key in keys)
-        return {key: entry for key, entry in found if entry is not None}
-
-    def held_of(self, keys: Iterable[str]) -> list[str]:
-        """Those of `keys` that are held, also if their records are damaged."""
-        return [key for key in keys if key in self]
+        return {key: entry for key, entry in found if entry is not None and entry.failure_count}
 
     def has_room_for(self, entries: int) -> bool:
         """Whether so many new keys would make no other go."""

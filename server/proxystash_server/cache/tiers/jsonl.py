@@ -168,13 +168,6 @@ class JsonlCacheTier(DurableTier):
     def last_version(self) -> int:
         return self._last_version
 
-    def get_many(self, keys: Iterable[str]) -> dict[str, CacheEntry]:
-        return super().get_many(self.held_of(keys))
-
-    def held_of(self, keys: Iterable[str]) -> list[str]:
-        with self._lock:
-            return [key for key in keys if key in self._shard(key).index]
-
     def versions(self, keys: Sequence[str]) -> dict[str, int]:
         with self._lock:
             slots = {key: self._shard(key).index.get(key) for key in keys}

@@ -43,8 +43,11 @@ from proxystash_server.cache.tiers.sqlite_record import (
 # The id is for setting a row aside whose key may be what is damaged.
 _READ = f"{COLUMNS}, id"
 _SELECT = f"SELECT {_READ} FROM entries WHERE key = ?"
+_SELECT_FAILED = f"{_SELECT} AND failure_count IS NOT 0"
 # However many keys there are, it is the same statement, which SQLite compiles once.
-_SELECT_MANY = f"SELECT {_READ} FROM entries WHERE key IN (SELECT value FROM json_each(?))"
+_SELECT_FAILED_OF_MANY = (
+    f"SELECT {_READ} FROM entries WHERE key IN (SELECT value FROM json_each(?)) AND failure_count IS NOT 0"
+)
 _HELD = "SELECT key FROM entries WHERE key = ?"
 _HELD_OF_MANY = "SELECT key FROM entries WHERE key IN (SELECT value FROM json_each(?))"
 _DELETE = "DELETE FROM entries WHERE key = ?"
@@ -220,18 +223,14 @@ class SQLiteCacheTier(DurableTier):
             row = connection.execute(_SELECT, (key,)).fetchone()
         return None if row is None else self._read(row)
 
-    def get_many(self, keys: Iterable[str]) -> dict[str, CacheEntry]:
-        wanted = list(keys)
-        if len(wanted) == 1:
-            return super().get_many(wanted)
+    def failed_of(self, keys: Sequence[str]) -> dict[str, CacheEntry]:
         with self._database.reader() as connection:
-            rows = connection.execute(_SELECT_MANY, (json.dumps(wanted),)).fetchall()
+            if len(keys) == 1:
+                rows = connection.execute(_SELECT_FAILED, keys).fetchall()
+            else:
+                rows = connection.execute(_SELECT_FAILED_OF_MANY, (json.dumps(keys),)).fetchall()
         found = map(self._read, rows)
         return {entry.key: entry for entry in found if entry is not None}
-
-    def held_of(self, keys: Iterable[str]) -> list[str]:
-        with self._database.reader() as connection:
-            return list(_held(connection, list(keys)))
 
     def __contains__(self, key: str) -> bool:
         with self._database.reader() as connection:
