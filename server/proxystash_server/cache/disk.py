@@ -103,7 +103,7 @@ class DiskTiers:
         ]
         versions = {write.key: write.version for write in writes}
         l2, l3 = self.levels
-        missed_before = l2.missed_of(versions), l3.missed_of(versions)
+        missed_by_l2, missed_by_l3 = l2.missed_of(versions), l3.missed_of(versions)
         reach("write.before")
         l3_took = l2_took = False
         l2_is_told = l2.works
@@ -127,14 +127,14 @@ class DiskTiers:
             # An interrupt: L2, and memory, may hold what L3 has replaced.
             self._leave_to_l3(versions, l3_took=l3_took)
             raise
-        keeps_in_memory = self._memory.enabled and all(entry is not None for _, entry in changes)
-        outcome.taken = l2_took or l3_took or keeps_in_memory or self.authority is None
+        outcome.taken = l2_took or l3_took or self._is_kept_without_disk(changes)
         if not outcome.taken:
-            self._take_back(versions, *missed_before)
+            self._take_back(versions, missed_by_l2, missed_by_l3)
         reach("write.after_l2")
-        for level, took, missed in zip((l2, l3), (l2_took, l3_took), missed_before, strict=True):
-            if took and missed:
-                self._pair.settle(level, missed)
+        if l3_took and missed_by_l3:
+            self._pair.settle(l3, missed_by_l3)
+        if l2_took and missed_by_l2:
+            self._pair.settle(l2, missed_by_l2)
         return outcome
 
     def clear(self) -> bool:
@@ -177,6 +177,10 @@ class DiskTiers:
             if level.enabled and level not in working:
                 level.add_missed_uses(accesses)
         return all(taken)
+
+    def _is_kept_without_disk(self, changes: Sequence[Change]) -> bool:
+        in_memory = self._memory.enabled and all(entry is not None for _, entry in changes)
+        return in_memory or self.authority is None
 
     def _leave_to_l3(self, versions: Mapping[str, int], *, l3_took: bool) -> None:
         self.l2.add_missed(versions)
