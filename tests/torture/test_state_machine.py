@@ -6,7 +6,7 @@ from unittest import mock
 
 import pytest
 
-from proxystash_server.cache.disk import DiskTiers
+from proxystash_server.cache import disk
 from tests.torture.machines import NAMES, run_machine
 from tests.torture.tally import Tally
 
@@ -24,9 +24,9 @@ def test_a_cache_keeps_to_the_model(name: str) -> None:
 
 
 def test_a_planted_bug_is_found() -> None:
-    """Given a cache that does not let L2 forget what is deleted: the machine sees that the tiers disagree."""
+    """Given a cache that does not note on disk what a tier misses: the machine sees that they disagree."""
     with (
-        mock.patch.object(DiskTiers, "_forget_in_l2", return_value=True),
+        mock.patch.object(disk, "_for_backlog", list),
         pytest.raises(AssertionError),
     ):
         run_machine("library-jsonl", Tally(), examples=200, shrink=False)

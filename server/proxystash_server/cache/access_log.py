@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from itertools import islice
 from typing import NamedTuple
 
@@ -75,11 +76,13 @@ class AccessLog:
         with self.lock:
             return self.waiting.get(key) or self._flushing.get(key)
 
-    def discard(self, key: str) -> None:
-        """Forget a key whose entry is gone or replaced."""
+    def discard(self, keys: Iterable[str]) -> None:
+        """Forget keys whose entries are gone or replaced."""
         with self.lock:
-            self.waiting.pop(key, None)
-            self._flushing.pop(key, None)
+            waiting, flushing = self.waiting, self._flushing
+            for key in keys:
+                waiting.pop(key, None)
+                flushing.pop(key, None)
 
     def clear(self) -> None:
         """Forget everything."""

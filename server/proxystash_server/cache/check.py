@@ -1,8 +1,8 @@
 """Whether a stopped store is consistent: each tier in itself, and the tiers with each other.
 
 What a crash at any moment may leave behind, and the next start puts in order by itself, is told as a note:
-L2 may lack what L3 has, since it forgets a key before L3 changes it; the last line of a file may be torn; a
-key in the backlog of either tier may differ in any way. Anything else is a fault.
+L2 may lack what L3 has; the last line of a file may be torn; a key in the backlog of either tier, or
+announced to it, may differ in any way. Anything else is a fault.
 """
 
 from __future__ import annotations

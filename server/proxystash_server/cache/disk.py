@@ -1,16 +1,17 @@
 """The two disk tiers together: the order of their changes, what each has missed, and how it catches up.
 
-L3 is the authority. At every moment, and so after a crash at any moment, L2 holds for a key what L3 holds,
-or nothing: before a key changes in L3, L2 forgets it; afterwards L2 gets the new entry. When one of the two
-cannot take a change, the key joins that tier's *backlog*, kept durably by the other in the same commit as
-the change. A tier is never read for a key in its backlog, and the backlog is worked off from what the others
-hold.
+L3 is the authority. It takes a change first, and L2 after it; what L3 commits *announces* to L2 what it is
+about to get. In between L2 may hold what L3 has replaced, which nobody reads: the key's lock is held until L2
+has the change, and after a crash what was announced has been missed. When one of the two cannot take a
+change, the key joins that tier's *backlog*, kept durably by the other in the same commit as the change. A
+tier is never read for a key in its backlog, and the backlog is worked off from what the others hold.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from proxystash.models import TierState
 from proxystash_server.cache.access_log import Access
@@ -35,26 +36,10 @@ class DiskTiers:
         self._pair = pair
         self._memory = memory
         self._versions = versions
-
-    @property
-    def l2(self) -> DiskLevel:
-        """The faster tier."""
-        return self._pair.l2
-
-    @property
-    def l3(self) -> DiskLevel:
-        """The database tier."""
-        return self._pair.l3
-
-    @property
-    def levels(self) -> tuple[DiskLevel, DiskLevel]:
-        """Both tiers, the faster first."""
-        return self._pair.levels
-
-    @property
-    def authority(self) -> DiskLevel | None:
-        """The slowest tier that is switched on: what it evicts is gone from the cache."""
-        return next((level for level in (self.l3, self.l2) if level.enabled), None)
+        # The faster tier, the database tier, and both of them, the faster first.
+        self.l2, self.l3 = self.levels = pair.levels
+        # The slowest tier that is switched on: what it evicts is gone from the cache.
+        self.authority = next((level for level in self.levels[::-1] if level.enabled), None)
 
     @property
     def busy(self) -> bool:
@@ -82,13 +67,19 @@ class DiskTiers:
             raise CacheUnavailableError("a tier that may hold the entry failed; try again")
         return None, None, missed
 
-    def peek(self, keys: Sequence[str]) -> dict[str, CacheEntry]:
-        """What is held of `keys`, as far as the tiers can tell, without using it."""
-        found: dict[str, CacheEntry] = {}
-        for level in self.levels:
-            wanted = [key for key in keys if key not in found and level.serves(key)]
-            if wanted:
-                found.update(level.attempt("read", {}, level.tier.get_many, wanted)[1])
+    def failed_of(self, keys: Sequence[str]) -> list[CacheEntry]:
+        """The entries of `keys` that have failed before, as far as the tiers can tell, without using them."""
+        found: list[CacheEntry] = []
+        unknown = keys
+        # Another order than that of a lookup: L3 has all of them, and finds those that have failed.
+        for level in self.levels[::-1]:
+            asked = unknown if level.is_complete else [key for key in unknown if level.serves(key)]
+            if asked:
+                worked, failed = level.attempt("read", {}, level.tier.failed_of, asked)
+                found += failed.values()
+                # A damaged record may have come to light, of which the other tier knows.
+                if worked:
+                    unknown = [] if level.is_complete else [key for key in unknown if not level.serves(key)]
         return found
 
     def promote(self, entry: CacheEntry) -> WriteOutcome:
@@ -106,43 +97,44 @@ class DiskTiers:
         One that fails gets a backlog.
         """
         outcome = WriteOutcome()
-        versions = {key: self._versions.next() if entry is None else entry.version for key, entry in changes}
-        before = {level.name: level.missed_of(versions) for level in self.levels}
-        # What L3 has missed only L2 holds, and must not forget before L3 has taken its successor.
-        l3_missed = before[self.l3.name]
+        writes = [
+            Write(key, entry, self._versions.next() if entry is None else entry.content.version)
+            for key, entry in changes
+        ]
+        versions = {write.key: write.version for write in writes}
+        l2, l3 = self.levels
+        missed_by_l2, missed_by_l3 = l2.missed_of(versions), l3.missed_of(versions)
         reach("write.before")
         l3_took = l2_took = False
-        l2_is_told = self.l2.works
-        if self.l3.works:
-            l2_is_told = l2_is_told and self._forget_in_l2(
-                [key for key in versions if key not in l3_missed], outcome
-            )
-            reach("write.after_forget")
-            mark = self.l2.enabled and not l2_is_told
-            l3_took = self.l3.apply(_writes(changes, versions, for_backlog=mark), outcome)
-        reach("write.after_l3")
-        if self.l3.enabled and not l3_took:
-            self.l3.add_missed(versions)
-        if self.l2.enabled and not l2_is_told:
-            self.l2.add_missed(versions)
-        elif self.l2.enabled:
-            # L2 has forgotten the keys already: a removal is told again only where that was not so.
-            told = [
-                (key, entry) for key, entry in changes if entry is not None or not l3_took or key in l3_missed
-            ]
-            writes = _writes(told, versions, for_backlog=self.l3.enabled and not l3_took)
-            l2_took = not writes or self.l2.apply(writes, outcome)
-            if not l2_took:
-                self._pair.note_missed(self.l2, versions)
-        keeps_in_memory = self._memory.enabled and all(entry is not None for _, entry in changes)
-        outcome.taken = l2_took or l3_took or keeps_in_memory or self.authority is None
+        l2_is_told = l2.works
+        try:
+            if l3.works:
+                if l2_is_told:
+                    l3.tier.announce(versions)
+                l3_took = l3.apply(_for_backlog(writes) if l2.enabled and not l2_is_told else writes, outcome)
+            reach("write.after_l3")
+            if l3.enabled and not l3_took:
+                l3.add_missed(versions)
+            if l2_is_told:
+                l2_took = l2.apply(_for_backlog(writes) if l3.enabled and not l3_took else writes, outcome)
+                if l2_took:
+                    l3.tier.arrived(versions)
+                else:
+                    self._pair.note_missed(l2, versions)
+            elif l2.enabled:
+                l2.add_missed(versions)
+        except BaseException:
+            # An interrupt: L2, and memory, may hold what L3 has replaced.
+            self._leave_to_l3(versions, l3_took=l3_took)
+            raise
+        outcome.taken = l2_took or l3_took or self._is_kept_without_disk(changes)
         if not outcome.taken:
-            self._take_back(versions, before)
+            self._take_back(versions, missed_by_l2, missed_by_l3)
         reach("write.after_l2")
-        if l3_took:
-            self._pair.settle(self.l3, list(versions))
-        if l2_took:
-            self._pair.settle(self.l2, list(versions))
+        if l3_took and missed_by_l3:
+            self._pair.settle(l3, missed_by_l3)
+        if l2_took and missed_by_l2:
+            self._pair.settle(l2, missed_by_l2)
         return outcome
 
     def clear(self) -> bool:
@@ -186,35 +178,43 @@ class DiskTiers:
                 level.add_missed_uses(accesses)
         return all(taken)
 
-    def _forget_in_l2(self, keys: Sequence[str], outcome: WriteOutcome) -> bool:
-        worked, held = self.l2.attempt("read", [], self.l2.tier.held_of, keys)
-        if not held:
-            return worked
-        outcome.held[self.l2.name] = sum(not self.l2.has_missed(key) for key in held)
-        return self.l2.write(self.l2.tier.apply, [Write(key, None) for key in held])
+    def _is_kept_without_disk(self, changes: Sequence[Change]) -> bool:
+        in_memory = self._memory.enabled and all(entry is not None for _, entry in changes)
+        return in_memory or self.authority is None
+
+    def _leave_to_l3(self, versions: Mapping[str, int], *, l3_took: bool) -> None:
+        self.l2.add_missed(versions)
+        if l3_took:
+            for key in versions:
+                self._memory.delete(key)
 
     def _take_back(
-        self, versions: Mapping[str, int], before: Mapping[CacheTierType, Mapping[str, int]]
+        self, versions: Mapping[str, int], missed_by_l2: Mapping[str, int], missed_by_l3: Mapping[str, int]
     ) -> None:
         """Nobody took the change, so nobody is to catch up on it: what was there stays.
 
         But whether one of the two was half done is not known. What memory does not hold either, L2 learns
         again from L3, unless L2 alone knew.
         """
-        for level in self.levels:
+        for level, missed in ((self.l2, missed_by_l2), (self.l3, missed_by_l3)):
             level.drop_missed(versions)
-            level.add_missed(before[level.name])
+            level.add_missed(missed)
         if self.l2.enabled and self.l3.enabled:
-            known = before[self.l3.name]
             self.l2.add_missed(
                 {
                     key: version
                     for key, version in versions.items()
-                    if key not in known and key not in self._memory
+                    if key not in missed_by_l3 and key not in self._memory
                 }
             )
 
     # -- the store as a whole
+
+    def close(self) -> None:
+        """Close both tiers, with nothing announced that has arrived."""
+        if self.l3.is_open:
+            self.l3.tend(partial(self.l3.tier.settle, ()))
+        self._pair.close()
 
     def scan(self, after: str, limit: int, entry_filter: EntryFilter, now_us: int) -> Page:
         """At most `limit` live entries in key order.
@@ -279,5 +279,6 @@ def _merge(pages: Sequence[Page], limit: int) -> Page:
     return Page(merged, end)
 
 
-def _writes(changes: Sequence[Change], versions: Mapping[str, int], *, for_backlog: bool) -> list[Write]:
-    return [Write(key, entry, versions[key], for_backlog) for key, entry in changes]
+def _for_backlog(writes: Sequence[Write]) -> list[Write]:
+    """The same changes, marked as missed by the other disk tier."""
+    return [Write(key, entry, version, True) for key, entry, version, _ in writes]

@@ -73,56 +73,71 @@ class GroupCommit(Generic[Item, Result]):
 
     def submit(self, item: Item) -> Result:
         """Commit `item`, alone or with others, and return its result once it is committed."""
-        ticket: _Ticket[Item, Result] = _Ticket(item)
+        ticket: _Ticket[Item, Result] | None = None
         with self._guard:
-            waits = self._has_leader
-            if waits:
+            if self._has_leader:
+                ticket = _Ticket(item)
                 self._queue.append(ticket)
                 if self._gathered is not None and len(self._queue) >= self._wanted:
                     self._gathered.release()
                     self._gathered = None
             self._has_leader = True
-        if waits:
-            try:
-                ticket.turn.acquire()
-            except BaseException:
-                self._give_up(ticket)
-                raise
+        if ticket is None:
+            return self._lead(item)
+        try:
+            ticket.turn.acquire()
+        except BaseException:
+            self._give_up(ticket)
+            raise
         if not ticket.done:
-            self._lead(ticket)
+            return self._lead(item)
         if ticket.error is not None:
             raise ticket.error
         return ticket.result
 
-    def _lead(self, ticket: _Ticket[Item, Result]) -> None:
-        group = [ticket]
+    def _lead(self, item: Item) -> Result:
         try:
             if self._patience and self._last_group >= _COMPANY:
                 self._gather()
             with self.lock:
-                with self._guard:
-                    weight = self._weigh(ticket.item)
-                    while self._queue and weight < self._most:
-                        group.append(self._queue.popleft())
-                        weight += self._weigh(group[-1].item)
-                    self._last_group = len(group)
-                results = self._commit([member.item for member in group])
-            for member, result in zip(group, results, strict=True):
-                member.result = result
-        except Exception as error:  # noqa: BLE001 -- every member raises it
-            for member in group:
-                member.error = error
+                if self._queue:
+                    return self._commit_group(item)
+                self._last_group = 1
+                return self._commit((item,))[0]
+        finally:
+            self._pass_on()
+
+    def _commit_group(self, item: Item) -> Result:
+        """Commit `item` and what waits, and wake those whose it was."""
+        followers = self._take_followers(item)
+        try:
+            results = self._commit([item, *[follower.item for follower in followers]])
+            for follower, result in zip(followers, results[1:], strict=True):
+                follower.result = result
+            return results[0]
+        except Exception as error:
+            for follower in followers:
+                follower.error = error
+            raise
         except BaseException:
             # An interrupt belongs to the thread it struck; the others learn that their commit did not happen.
-            for member in group:
-                member.error = TierError("the commit was interrupted")
+            for follower in followers:
+                follower.error = TierError("the commit was interrupted")
             raise
         finally:
-            for member in group:
-                member.done = True
-                if member is not ticket:
-                    member.turn.release()
-            self._pass_on()
+            for follower in followers:
+                follower.done = True
+                follower.turn.release()
+
+    def _take_followers(self, item: Item) -> list[_Ticket[Item, Result]]:
+        followers: list[_Ticket[Item, Result]] = []
+        with self._guard:
+            weight = self._weigh(item)
+            while self._queue and weight < self._most:
+                followers.append(self._queue.popleft())
+                weight += self._weigh(followers[-1].item)
+            self._last_group = 1 + len(followers)
+        return followers
 
     def _gather(self) -> None:
         """Wait until as many have come as there were in the last group."""

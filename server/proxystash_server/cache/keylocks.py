@@ -9,8 +9,8 @@ none of these four is waited for by a reader of another key.
 3. the flush lock of the tier stack (one flush of uses at a time)
 4. a tier's commit lock (group commit: writers of one tier, never its readers)
 5. a tier's memory lock (JSONL's index; L1's entries and the access log, which have one lock together)
-6. leaves, never two at once: those of the statistics and latencies, a breaker, a backlog, and the numbers of
-   changes
+6. leaves, never two at once: those of the statistics and latencies, a breaker, a backlog, what is announced
+   to L2, and the numbers of changes and of uses
 """
 
 from __future__ import annotations

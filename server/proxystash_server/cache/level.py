@@ -43,17 +43,14 @@ class DiskLevel:
         self.tier = tier
         self.breaker = breaker
         self.name = tier.tier_type
+        # Whether the configuration wants this tier.
+        self.enabled = tier.enabled
         self._statistics = statistics
         self._read_latency = statistics.latency(self.name, "read")
         self._latencies = {"read": self._read_latency, "write": statistics.latency(self.name, "write")}
         self._lock = threading.Lock()
         self._missed: dict[str, int] = {}
         self._missed_uses: dict[str, Access] = {}
-
-    @property
-    def enabled(self) -> bool:
-        """Whether the configuration wants this tier."""
-        return self.tier.enabled
 
     @property
     def is_open(self) -> bool:
@@ -63,7 +60,7 @@ class DiskLevel:
     @property
     def works(self) -> bool:
         """Whether the tier takes part in reads and writes now."""
-        return self.tier.enabled and not self.breaker.is_open and EVERYTHING not in self._missed
+        return self.enabled and not self.breaker.is_open and EVERYTHING not in self._missed
 
     @property
     def is_complete(self) -> bool:
@@ -75,7 +72,7 @@ class DiskLevel:
         # What `works` says, written out: every lookup below L1 asks.
         missed = self._missed
         return (
-            self.tier.enabled
+            self.enabled
             and not self.breaker.is_open
             and (not missed or (key not in missed and EVERYTHING not in missed))
         )
@@ -178,11 +175,16 @@ class DiskLevel:
         if not worked:
             return False
         outcome.stored_in.append(self.name)
-        # What the tier still holds because it missed its removal was no longer held.
-        held = {write.key for write, one in zip(writes, applied, strict=True) if one.existed}
-        current = sum(not self.has_missed(key) for key in held)
-        outcome.held[self.name] = outcome.held.get(self.name, 0) + current
-        outcome.evicted[self.name] = [key for one in applied for key in one.evicted]
+        held = 0
+        evicted: list[str] = []
+        for write, one in zip(writes, applied, strict=True):
+            # What the tier still holds because it missed its removal was no longer held.
+            if one.existed and write.key not in self._missed:
+                held += 1
+            if one.evicted:
+                evicted += one.evicted
+        outcome.held[self.name] = held
+        outcome.evicted[self.name] = evicted
         return True
 
     def tend(self, operation: Callable[[], object]) -> None:

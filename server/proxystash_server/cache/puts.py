@@ -76,7 +76,9 @@ class Puts:
     def _store(self, entries: Sequence[NewEntry]) -> list[StoredIn]:
         stack = self._stack
         # Only a success starts the count of failures over; being found again on a list is none.
-        counted = {key for key, entry, _ in entries if entry.health_status is not HealthStatus.HEALTHY}
+        counted = {
+            key for key, entry, _ in entries if entry.content.health_status is not HealthStatus.HEALTHY
+        }
         with self._locks.hold_many([key for key, _, _ in entries]):
             self._check_open()
             changes = self._stamp(entries, stack.failures_of(counted))
@@ -105,10 +107,11 @@ class Puts:
         first_version = self._stack.versions.take(len(entries))
         for version, (key, entry, sealed) in enumerate(entries, first_version):
             count = 0
-            if entry.health_status is not HealthStatus.HEALTHY:
+            stored = entry.content
+            if stored.health_status is not HealthStatus.HEALTHY:
                 earlier = changes.get(key)
                 if earlier is not None:
                     failures[key] = 0 if self._stack.is_expired(earlier) else earlier.failure_count
-                count = max(entry.failure_count, failures.get(key, 0))
+                count = max(stored.failure_count, failures.get(key, 0))
             changes[key] = stamped(entry, key, version, count, sealed)
         return changes

@@ -133,7 +133,8 @@ class Recovery:
             # Killed between this mark for the other one and the Clear of this one: it is finished now.
             level.tier.clear_before(marks[EVERYTHING])
         here = level.missed()
-        outdated = [key for key, version in marks.items() if here.get(key, 0) > version]
+        cleared_at = here.get(EVERYTHING, 0)
+        outdated = [key for key, version in marks.items() if max(here.get(key, 0), cleared_at) > version]
         for key in outdated:
             del marks[key]
         if outdated:
@@ -204,9 +205,9 @@ class Recovery:
     def _compare_entries(self) -> None:
         """Settle, entry by entry, where the two stores differ although neither has a mark.
 
-        It takes damage to come to that: the end of a log was cut off, or pages of the database were lost. L2
-        never holds anything older than L3, so an entry of L2 that L3 has never seen, or has an older one of,
-        is what L3 lost. Anything else in L2 that L3 does not confirm is what L2 should have forgotten.
+        It takes damage to come to that: the end of a log was cut off, or pages of the database were lost. An
+        entry of L2 that L3 has never seen, or has an older one of, is what L3 lost. Anything else in L2 that
+        L3 does not confirm is out of date. That goes for what L2 has missed, too, which is settled later.
         """
         l2, l3 = self._pair.l2, self._pair.l3
         known = l3.missed()

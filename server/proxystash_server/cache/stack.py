@@ -51,6 +51,7 @@ class TierStack:
         self.access_log = access_log
         self._locks = locks
         self._statistics = statistics
+        self._l1_latency = statistics.latency(CacheTierType.L1, "write")
         self._clock = clock
         self._flush_lock = threading.Lock()
         # Keys whose removal or copy into L2 a get left undone, because it would have waited for the writes of
@@ -67,7 +68,7 @@ class TierStack:
     def close(self) -> None:
         """Flush and close the disk tiers."""
         self.flush_accesses()
-        self._pair.close()
+        self.disk.close()
 
     def maintain(self) -> None:
         """One round of background work; takes the locks it needs."""
@@ -151,7 +152,7 @@ class TierStack:
                 below.append(key)
             else:
                 found.append(entry)
-        found += self.disk.peek(below).values()
+        found += self.disk.failed_of(below)
         return {entry.key: entry.failure_count for entry in found if not self.is_expired(entry)}
 
     def write(self, changes: Sequence[Change]) -> WriteOutcome:
@@ -162,15 +163,14 @@ class TierStack:
             # Something may have to make room: let the tiers know first what was used last.
             self.flush_accesses()
         outcome = self.disk.write(changes)
-        for key, _ in changes:
-            self.access_log.discard(key)
+        self.access_log.discard([key for key, _ in changes])
         return outcome
 
     def put_in_l1(self, *entries: CacheEntry) -> list[str]:
         """Store entries in memory, count what that pushes out, and return its keys."""
         started = time.perf_counter_ns()
-        evicted = [key for entry in entries for key in self.l1.store(entry.key, entry)]
-        self._statistics.latency(CacheTierType.L1, "write").record(time.perf_counter_ns() - started)
+        evicted = self.l1.store_many(entries)
+        self._l1_latency.record(time.perf_counter_ns() - started)
         if evicted:
             demoted = len(evicted) if self.disk.authority is not None else 0
             self._statistics.record_evictions(
@@ -207,10 +207,8 @@ class TierStack:
         if not outcome.taken:
             raise CacheUnavailableError("no tier could take the change; try again")
         lost = {tier: count for tier, count in outcome.held.items() if count}
-        in_l1 = 0
-        for key in keys:
-            self.access_log.discard(key)
-            in_l1 += self.l1.delete(key)
+        self.access_log.discard(keys)
+        in_l1 = sum(map(self.l1.delete, keys))
         return {CacheTierType.L1: in_l1, **lost} if in_l1 else lost
 
     def is_expired(self, entry: CacheEntry) -> bool:

@@ -245,6 +245,16 @@ class DurableTierContract(TierContract):
         tier.apply([Write(f"key-{n}", stored(f"key-{n}", version=n + 1)) for n in range(1200)])
         assert tier.versions(tier.keys()) == {f"key-{n}": n + 1 for n in range(1200)}
 
+    def test_entries_that_have_failed_are_found_among_others(self, make: MakeDurableTier) -> None:
+        tier = make()
+        for key, failures in (("key-1", 0), ("key-2", 2), ("key-3", 1)):
+            put(tier, stored(key, failure_count=failures, username=USERNAME))
+        found = tier.failed_of(["key-1", "key-2", "nothing"])
+        assert found == {"key-2": tier.get("key-2")}
+        assert found["key-2"].failure_count == 2
+        assert tier.failed_of(["key-3"]) == {"key-3": tier.get("key-3")}
+        assert tier.failed_of(["key-1"]) == tier.failed_of(["nothing"]) == {}
+
     def test_a_touch_stores_how_an_entry_was_used(self, make: MakeDurableTier) -> None:
         tier = make()
         put(tier, everything_set(version=3))

@@ -76,8 +76,7 @@ def test_a_discarded_key_is_flushed_no_more_even_in_the_middle_of_a_flush() -> N
     log.record_use(used("a", 1))
     log.record_use(used("b", 1))
     log.begin_flush(1)
-    log.discard("a")
-    log.discard("b")
+    log.discard(["a", "b"])
     log.end_flush(written=False)
     assert counts(log) == []
     assert log.peek("a") is None

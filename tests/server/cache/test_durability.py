@@ -201,12 +201,13 @@ def test_the_authority_is_written_first(stash: Stash) -> None:
         apply = tier.apply
 
         def recorded(writes, tier=tier, apply=apply):  # type: ignore[no-untyped-def]  # a spy passes on what it gets
-            order.extend(f"{tier.tier_type} {'put' if write.entry else 'forget'}" for write in writes)
+            order.extend(f"{tier.tier_type} {'put' if write.entry else 'remove'}" for write in writes)
             return apply(writes)
 
         tier.apply = recorded  # type: ignore[method-assign]
     put(manager, "key-1", source="after")
-    assert order == ["l2 forget", "l3 put", "l2 put"]
+    manager.delete("key-1")
+    assert order == ["l3 put", "l2 put", "l3 remove", "l2 remove"]
 
 
 def test_a_manager_is_closed_once_and_for_all(stash: Stash) -> None:

@@ -329,6 +329,8 @@ OPERATIONS: dict[str, Callable[[SQLiteCacheTier], object]] = {
     "replacement": lambda tier: tier.put("key-3", stored("key-3", version=9)),
     "delete": lambda tier: tier.delete("key-3"),
     "touch": lambda tier: tier.touch([Access("key-3", 1, 1, START_US, False)]),
+    "failed of one": lambda tier: tier.failed_of(["key-3"]),
+    "failed of several": lambda tier: tier.failed_of(["key-1", "key-2"]),
     "versions": lambda tier: tier.versions(["key-1", "key-2"]),
     "size": lambda tier: tier.size(),
     "expired keys": lambda tier: tier.expired_keys(START_US, 100),

@@ -135,6 +135,7 @@ ANY_DATABASE: dict[str, Damage] = {
     "a mark that is none": Damage(
         lambda path: sql(path, "INSERT INTO backlog VALUES (x'00', 'x')"), {"damaged_mark"}
     ),
+    "an announcement that is none": Damage(set_meta("announced", '{"a":'), {"damaged_mark"}),
     "a smashed page of entries": Damage(smash_page_with(b"source-key-20"), {"damaged_page", "wrong_count"}),
     "a smashed page of other things": Damage(smash_page_with(b"partner_id"), {"damaged_database"}),
     "a smashed header": Damage(smash(0, 100), {"damaged_database"}),

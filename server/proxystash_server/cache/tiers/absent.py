@@ -69,6 +69,12 @@ class AbsentTier(DurableTier):
     def apply(self, writes: Sequence[Write]) -> list[Applied]:
         return [Applied(existed=False)] * len(writes)
 
+    def announce(self, marks: Mapping[str, int]) -> None:
+        pass
+
+    def arrived(self, keys: Iterable[str]) -> None:
+        pass
+
     def touch(self, accesses: Sequence[Access]) -> None:
         pass
 

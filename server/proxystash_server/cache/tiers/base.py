@@ -210,6 +210,21 @@ class DurableTier(CacheTier):
         A TierError leaves open which of them were made.
         """
 
+    def announce(self, marks: Mapping[str, int]) -> None:
+        """Changes by key and version, which follow here first and then in the partner.
+
+        From the commit of such a change on, its key is in the partner's backlog, until `settle` or `arrived`
+        names it. Costs no commit of its own. Only a tier that may come first, as L3, knows how.
+        """
+        raise NotImplementedError(f"{self.backend} is not made to take changes before its partner")
+
+    def arrived(self, keys: Iterable[str]) -> None:
+        """The partner has what was announced of `keys`.
+
+        A later commit notes it: after a crash before that, marks have outlived their cause.
+        """
+        raise NotImplementedError(f"{self.backend} is not made to take changes before its partner")
+
     @property
     @abstractmethod
     def busy(self) -> bool:
@@ -252,14 +267,10 @@ class DurableTier(CacheTier):
     def delete(self, key: str) -> bool:
         return self.apply([Write(key, None)])[0].existed
 
-    def get_many(self, keys: Iterable[str]) -> dict[str, CacheEntry]:
-        """The entries of those of `keys` that are held, as `get` gives them."""
+    def failed_of(self, keys: Sequence[str]) -> dict[str, CacheEntry]:
+        """The entries of those of `keys` that are held and have failed before, as `get` gives them."""
         found = ((key, self.get(key)) for key in keys)
-        return {key: entry for key, entry in found if entry is not None}
-
-    def held_of(self, keys: Iterable[str]) -> list[str]:
-        """Those of `keys` that are held, also if their records are damaged."""
-        return [key for key in keys if key in self]
+        return {key: entry for key, entry in found if entry is not None and entry.failure_count}
 
     def has_room_for(self, entries: int) -> bool:
         """Whether so many new keys would make no other go."""

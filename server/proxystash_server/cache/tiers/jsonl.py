@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import heapq
 import logging
+import math
 import threading
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -165,13 +167,6 @@ class JsonlCacheTier(DurableTier):
     def last_version(self) -> int:
         return self._last_version
 
-    def get_many(self, keys: Iterable[str]) -> dict[str, CacheEntry]:
-        return super().get_many(self.held_of(keys))
-
-    def held_of(self, keys: Iterable[str]) -> list[str]:
-        with self._lock:
-            return [key for key in keys if key in self._shard(key).index]
-
     def versions(self, keys: Sequence[str]) -> dict[str, int]:
         with self._lock:
             slots = {key: self._shard(key).index.get(key) for key in keys}
@@ -238,9 +233,10 @@ class JsonlCacheTier(DurableTier):
         bodies = [write_body(write, self.encryptor) for write in writes]
 
         def change(dirty: set[Shard]) -> list[Applied]:
-            batch = Batch(self._shards)
-            pairs = zip(writes, bodies, strict=True)
-            applied = [self._apply_one(write, body, batch) for write, body in pairs]
+            batch = Batch(self._shards, self._room)
+            applied = [
+                self._apply_one(write, body, batch) for write, body in zip(writes, bodies, strict=True)
+            ]
             self._write(batch, dirty)
             return applied
 
@@ -291,7 +287,7 @@ class JsonlCacheTier(DurableTier):
 
     def trim(self) -> list[str]:
         def change(dirty: set[Shard]) -> list[str]:
-            batch = Batch(self._shards)
+            batch = Batch(self._shards, self._room)
             evicted = self._make_room(0, batch)
             self._write(batch, dirty)
             return evicted
@@ -348,7 +344,7 @@ class JsonlCacheTier(DurableTier):
             self._sync_all(dirty)
             for shard in dirty:
                 # Writes into a file that was deleted or replaced succeed, and are lost.
-                if not shard.segment.is_at(shard.path):
+                if not shard.segment.is_at(shard.path_text):
                     raise TierLostError(f"{shard.path} was removed or replaced")
         return results
 
@@ -365,15 +361,21 @@ class JsonlCacheTier(DurableTier):
         self._sequence += 1
         return finish_line(body, self._sequence)
 
+    @property
+    def _room(self) -> float:
+        """For how many entries more there is room."""
+        return math.inf if self.config.max_entries is None else self.config.max_entries - self._size
+
     def _apply_one(self, write: Write, body: bytes, batch: Batch) -> Applied:
         key, entry, version, for_backlog = write
         file = batch.file_of(key)
         held = file.slot_of(key)
-        evicted: list[str] = []
+        evicted: Sequence[str] = ()
         if entry is not None:
             if held is None:
-                evicted = self._make_room(1, batch)
-                batch.growth += 1
+                if batch.room < 1:
+                    evicted = self._make_room(1, batch)
+                batch.room -= 1
                 line = self._line(body)
             else:
                 line = self._line(b'%b,"first":%d' % (body, held.first))
@@ -395,7 +397,7 @@ class JsonlCacheTier(DurableTier):
         elif held is not None or for_backlog:
             file.add_line(self._line(body))
             file.changes[key] = None
-            batch.growth -= held is not None
+            batch.room += held is not None
             self._policy.remove(key)
         self._last_version = max(self._last_version, version)
         if for_backlog:
@@ -405,17 +407,15 @@ class JsonlCacheTier(DurableTier):
         return QUIETLY_APPLIED[held is not None]
 
     def _make_room(self, wanted: int, batch: Batch) -> list[str]:
-        if self.config.max_entries is None:
+        if batch.room >= wanted:
             return []
-        surplus = self._size + batch.growth + wanted - self.config.max_entries
-        if surplus <= 0:
-            return []
+        surplus = wanted - int(batch.room)
         backlog = {**self._backlog, **batch.marks} if batch.marks else self._backlog
         victims = _first(self._policy.victims(), surplus, backlog)
         for key in victims:
             batch.file_of(key).evict(key, self._line(delete_body(key)))
             self._policy.remove(key)
-        batch.growth -= len(victims)
+        batch.room += len(victims)
         return victims
 
     def _write(self, batch: Batch, dirty: set[Shard]) -> None:
@@ -441,14 +441,17 @@ class JsonlCacheTier(DurableTier):
         growth = 0
         with self._lock:
             for file in files:
-                shard = file.shard
-                before = len(shard.index)
+                index, live_bytes = file.shard.index, file.shard.live_bytes
+                growth -= len(index)
                 for key, slot in file.changes.items():
-                    if slot is None:
-                        shard.forget(key)
-                    else:
-                        shard.put(key, slot)
-                growth += len(shard.index) - before
+                    held = index.pop(key, None)
+                    if held is not None:
+                        live_bytes -= held.length
+                    if slot is not None:
+                        index[key] = slot
+                        live_bytes += slot.length
+                growth += len(index)
+                file.shard.live_bytes = live_bytes
             # Once, since it is read without the lock.
             self._size += growth
 
@@ -569,8 +572,10 @@ class JsonlCacheTier(DurableTier):
             self._on_corruption(self.tier_type, key, reason)
 
 
-def _first(keys: Iterator[str], count: int, last: Container[str]) -> list[str]:
+def _first(keys: Iterator[str], count: int, last: Mapping[str, int]) -> list[str]:
     """The first `count` keys, those in `last` only when there are no others."""
+    if count == 1 and not last:
+        return list(islice(keys, 1))
     chosen: list[str] = []
     reserve: list[str] = []
     for key in keys:

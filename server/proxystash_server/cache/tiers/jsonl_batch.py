@@ -61,12 +61,12 @@ class FileBatch:
 class Batch:
     """Lines not yet written, with their places. Readers see none of it; the batch itself sees all of it."""
 
-    def __init__(self, shards: Sequence[Shard]) -> None:
+    def __init__(self, shards: Sequence[Shard], room: float) -> None:
         self._shards = shards
         self.files: dict[int, FileBatch] = {}
         self.marks: dict[str, int] = {}
-        # How many entries more there will be.
-        self.growth = 0
+        # For how many entries more there will be room.
+        self.room = room
 
     def file_of(self, key: str) -> FileBatch:
         """The part of the batch that goes to a key's file."""

@@ -45,14 +45,15 @@ def write_body(write: Write, encryptor: CredentialEncryptor) -> bytes:
     else:
         stored = entry.content
         sealed = sealed_of(entry, encryptor)
+        monitoring = stored.health_monitoring
         body = (
             f'{{"op":"put","key":{quoted(write.key)},"proxy_url":{quoted(stored.proxy_url)},'
             f'"sealed":{"null" if sealed is None else quoted(sealed.decode())},'
             f'"source":{quoted(stored.source)},'
             f'"fetch_time":{stored.fetch_time_us},"expires_at":{stored.expires_at_us},'
-            f'"health_status":{quoted(stored.health_status.value)},'
+            f'"health_status":{quoted(stored.health_status)},'
             f'"failure_count":{stored.failure_count},'
-            f'"health_monitoring":{monitoring_text(stored.health_monitoring) or "null"},'
+            f'"health_monitoring":{"null" if monitoring is None else monitoring_text(monitoring)},'
             f'"labels":{labels_text(stored.labels)},"version":{stored.version},'
             f'"access_count":{entry.access_count},"last_accessed":{entry.last_accessed_us},'
             f'"evicted_from_l1":{_BOOLEANS[entry.evicted_from_l1]}'

@@ -109,6 +109,20 @@ class MemoryCacheTier(CacheTier):
             self._policy.record_put(key, entry.access_count)
         return evicted
 
+    def store_many(self, entries: Sequence[CacheEntry]) -> list[str]:
+        """Put each entry under its own key, in order; the keys that had to make room."""
+        evicted: list[str] = []
+        held, record_put = self._entries, self._policy.record_put
+        for start in range(0, len(entries), _KEYS_PER_HOLD):
+            with self._lock:
+                for entry in entries[start : start + _KEYS_PER_HOLD]:
+                    key = entry.content.key
+                    if key not in held:
+                        self._make_room(evicted)
+                    held[key] = entry
+                    record_put(key, entry.access_count)
+        return evicted
+
     def update(self, key: str, entry: CacheEntry) -> CacheEntry | None:
         """Replace a held entry by a changed version of itself, keeping the uses it had meanwhile.
 

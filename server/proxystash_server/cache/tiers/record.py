@@ -32,7 +32,9 @@ class CorruptRecordError(Exception):
 def sealed_of(entry: CacheEntry, encryptor: CredentialEncryptor) -> bytes | None:
     """The entry's credentials as they go to disk, sealed now unless that was done before."""
     stored = entry.content
-    return stored.sealed if stored.sealed is not None else encryptor.seal(stored.username, stored.password)
+    if stored.sealed is not None or (stored.username is None and stored.password is None):
+        return stored.sealed
+    return encryptor.seal(stored.username, stored.password)
 
 
 def labels_text(labels: Mapping[str, str]) -> str:

@@ -11,7 +11,7 @@ Row = tuple[Any, ...]
 
 # What is carried over beside the entries. The count is made anew; the last version is forgotten, since
 # changes may have been lost, and whoever knows of later ones must be believed.
-_META = ("store_id", "partner_id", "key_check")
+_META = ("store_id", "partner_id", "key_check", "announced")
 
 
 def salvage(damaged: Path, connection: sqlite3.Connection, columns: str) -> int:

@@ -30,13 +30,24 @@ from proxystash_server.cache.tiers.base import (
 )
 from proxystash_server.cache.tiers.database import Database
 from proxystash_server.cache.tiers.record import CorruptRecordError
-from proxystash_server.cache.tiers.sqlite_record import COLUMNS, Row, read_row, write_row
+from proxystash_server.cache.tiers.sqlite_record import (
+    COLUMNS,
+    NOTHING_ANNOUNCED,
+    Row,
+    marks_from_text,
+    marks_to_text,
+    read_row,
+    write_row,
+)
 
 # The id is for setting a row aside whose key may be what is damaged.
 _READ = f"{COLUMNS}, id"
 _SELECT = f"SELECT {_READ} FROM entries WHERE key = ?"
+_SELECT_FAILED = f"{_SELECT} AND failure_count IS NOT 0"
 # However many keys there are, it is the same statement, which SQLite compiles once.
-_SELECT_MANY = f"SELECT {_READ} FROM entries WHERE key IN (SELECT value FROM json_each(?))"
+_SELECT_FAILED_OF_MANY = (
+    f"SELECT {_READ} FROM entries WHERE key IN (SELECT value FROM json_each(?)) AND failure_count IS NOT 0"
+)
 _HELD = "SELECT key FROM entries WHERE key = ?"
 _HELD_OF_MANY = "SELECT key FROM entries WHERE key IN (SELECT value FROM json_each(?))"
 _DELETE = "DELETE FROM entries WHERE key = ?"
@@ -49,6 +60,11 @@ _NO_USE = (None,) * 6
 _WRITTEN = f"{COLUMNS}, scheme, recency"
 _STORE_COUNTERS = (
     "UPDATE meta SET value = iif(name = 'entries', ?, ?) WHERE name IN ('entries', 'last_version')"
+)
+# The same, and what is announced to the partner.
+_STORE_ANNOUNCED = (
+    "UPDATE meta SET value = CASE name WHEN 'entries' THEN ? WHEN 'last_version' THEN ? ELSE ? END "
+    "WHERE name IN ('entries', 'last_version', 'announced')"
 )
 _MARK = (
     "INSERT INTO backlog VALUES (?, ?) "
@@ -95,6 +111,10 @@ class SQLiteCacheTier(DurableTier):
         self._entries_in_transaction = 0
         self._last_version = 0
         self._last_version_in_transaction = 0
+        # What the partner gets next, by key and version, and as it stands in the store; empty if not known.
+        self._announced: dict[str, int] = {}
+        self._announced_lock = threading.Lock()
+        self._announced_text = NOTHING_ANNOUNCED
         self._recency_lock = threading.Lock()
         self._recency = 0
         self._store_id = ""
@@ -112,11 +132,17 @@ class SQLiteCacheTier(DurableTier):
                 name = f"entries_by_{self.config.eviction_policy}"
                 connection.execute(f"CREATE INDEX IF NOT EXISTS {name} ON entries ({policy_order})")
             meta = _complete_meta(connection, self.encryptor)
+            # Of a store that this object had open before, memory knows what has not arrived.
+            is_known = meta["store_id"] == self._store_id
+            _mark_announced(connection, meta, self._announced if is_known else None)
+            self._announced_text = NOTHING_ANNOUNCED
             self._entries = self._entries_in_transaction = meta["entries"]
             self._last_version = self._last_version_in_transaction = meta["last_version"]
             return meta
 
         meta = self._database.write(prepare)
+        with self._announced_lock:
+            self._announced.clear()
         self._store_id = meta["store_id"]
         self._partner_id = meta["partner_id"]
         self._session = str(meta.get("session", ""))
@@ -188,18 +214,14 @@ class SQLiteCacheTier(DurableTier):
         row = self._database.read_one(_SELECT, key)
         return None if row is None else self._read(row)
 
-    def get_many(self, keys: Iterable[str]) -> dict[str, CacheEntry]:
-        wanted = list(keys)
-        if len(wanted) == 1:
-            return super().get_many(wanted)
+    def failed_of(self, keys: Sequence[str]) -> dict[str, CacheEntry]:
         with self._database.reader() as connection:
-            rows = connection.execute(_SELECT_MANY, (json.dumps(wanted),)).fetchall()
+            if len(keys) == 1:
+                rows = connection.execute(_SELECT_FAILED, keys).fetchall()
+            else:
+                rows = connection.execute(_SELECT_FAILED_OF_MANY, (json.dumps(keys),)).fetchall()
         found = map(self._read, rows)
         return {entry.key: entry for entry in found if entry is not None}
-
-    def held_of(self, keys: Iterable[str]) -> list[str]:
-        with self._database.reader() as connection:
-            return list(_held(connection, list(keys)))
 
     def __contains__(self, key: str) -> bool:
         with self._database.reader() as connection:
@@ -247,6 +269,15 @@ class SQLiteCacheTier(DurableTier):
             for recency, write in enumerate(writes, self._take_recencies(len(writes)))
         ]
         return self._database.write(lambda connection: self._apply(connection, writes, rows))
+
+    def announce(self, marks: Mapping[str, int]) -> None:
+        with self._announced_lock:
+            self._announced.update(marks)
+
+    def arrived(self, keys: Iterable[str]) -> None:
+        with self._announced_lock:
+            for key in keys:
+                self._announced.pop(key, None)
 
     @property
     def busy(self) -> bool:
@@ -296,9 +327,12 @@ class SQLiteCacheTier(DurableTier):
     def extend_backlog(self, marks: Mapping[str, int]) -> None:
         rows = list(marks.items())
         self._database.write(lambda connection: connection.executemany(_MARK, rows))
+        # They have rows of their own now.
+        self.arrived(marks)
 
     def settle(self, keys: Iterable[str]) -> None:
         rows = [(key,) for key in keys]
+        self.arrived([key for (key,) in rows])
         self._database.write(
             lambda connection: connection.executemany("DELETE FROM backlog WHERE key = ?", rows)
         )
@@ -360,7 +394,12 @@ class SQLiteCacheTier(DurableTier):
 
     def _store_counters(self, connection: sqlite3.Connection) -> None:
         counters = (self._entries_in_transaction, self._last_version_in_transaction)
-        if counters != (self._entries, self._last_version):
+        with self._announced_lock:
+            announced = marks_to_text(self._announced)
+        if announced != self._announced_text:
+            connection.execute(_STORE_ANNOUNCED, (*counters, announced))
+            self._announced_text = announced
+        elif counters != (self._entries, self._last_version):
             connection.execute(_STORE_COUNTERS, counters)
 
     def _publish_counters(self, committed: bool) -> None:
@@ -368,6 +407,7 @@ class SQLiteCacheTier(DurableTier):
             self._entries = self._entries_in_transaction
             self._last_version = self._last_version_in_transaction
         else:
+            self._announced_text = ""
             self._entries_in_transaction = self._entries
             self._last_version_in_transaction = self._last_version
 
@@ -456,6 +496,25 @@ def _complete_meta(connection: sqlite3.Connection, encryptor: CredentialEncrypto
                 meta[name] = made[name]
             connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, meta[name]))
     return meta
+
+
+def _mark_announced(
+    connection: sqlite3.Connection, meta: dict[str, Any], known: Mapping[str, int] | None
+) -> None:
+    """Turn what was announced to the partner, and may not have arrived, into marks like any other.
+
+    That is `known`, or where it is None, what the store says.
+    """
+    announced = meta.get("announced", NOTHING_ANNOUNCED)
+    marks = marks_from_text(announced) if known is None else known
+    if marks is None:
+        # Some key of the partner is not to be believed, and nobody knows which: they must be compared.
+        connection.execute("DELETE FROM meta WHERE name = 'session'")
+        meta.pop("session", None)
+    elif marks:
+        connection.executemany(_MARK, list(marks.items()))
+    if meta.get("announced") != NOTHING_ANNOUNCED:
+        connection.execute("INSERT OR REPLACE INTO meta VALUES ('announced', ?)", (NOTHING_ANNOUNCED,))
 
 
 def _is_key(value: object) -> bool:

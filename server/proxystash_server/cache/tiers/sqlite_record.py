@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 from proxystash_server.cache.credentials import CredentialEncryptor
@@ -14,6 +15,7 @@ from proxystash_server.cache.tiers.record import (
     labels_text,
     monitoring_from_plain,
     monitoring_text,
+    quoted,
     sealed_of,
 )
 
@@ -24,6 +26,9 @@ _CONTENT = (
 CONTENT_LENGTH = 11
 # What makes an entry: the content, covered by the checksum, and the access facts, which change without it.
 COLUMNS = f"{_CONTENT}, checksum, access_count, last_accessed, evicted_from_l1"
+
+# The value of `announced` in the table meta while nothing is: see DurableTier.announce.
+NOTHING_ANNOUNCED = "{}"
 
 Row = tuple[Any, ...]
 
@@ -94,3 +99,18 @@ def checksum(content: Row) -> int:
 def scheme_of(proxy_url: str) -> str:
     """What stands in the column `scheme`, by which listings are filtered."""
     return proxy_url.partition("://")[0]
+
+
+def marks_to_text(marks: Mapping[str, int]) -> str:
+    """Marks, by key and version, as one text."""
+    return f"{{{','.join([f'{quoted(key)}:{version}' for key, version in marks.items()])}}}"
+
+
+def marks_from_text(text: object) -> dict[str, int] | None:
+    """The marks of such a text; None if it is damaged."""
+    try:
+        marks = json.loads(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
+    sound = isinstance(marks, dict) and all(isinstance(version, int) for version in marks.values())
+    return marks if sound else None

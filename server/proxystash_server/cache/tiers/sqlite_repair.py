@@ -12,7 +12,13 @@ from proxystash_server.cache.config import Durability
 from proxystash_server.cache.credentials import CredentialEncryptor
 from proxystash_server.cache.entry import CacheEntry, wall_clock
 from proxystash_server.cache.tiers.database import SCHEMA, Database
-from proxystash_server.cache.tiers.sqlite_record import COLUMNS, Row, scheme_of
+from proxystash_server.cache.tiers.sqlite_record import (
+    COLUMNS,
+    NOTHING_ANNOUNCED,
+    Row,
+    marks_from_text,
+    scheme_of,
+)
 from proxystash_server.cache.tiers.stopped_sqlite import CHECKED_COLUMNS, META, decode_text, entry_or_fault
 
 _BATCH = 500
@@ -111,6 +117,9 @@ def _drop_wrong_meta(connection: sqlite3.Connection, done: Counter[str], *, drop
         wrong.append("entries")
     if drop_key_check and "key_check" not in wrong:
         wrong.append("key_check")
+    if marks_from_text(meta.get("announced", NOTHING_ANNOUNCED)) is None:
+        # Two tiers without a session in common are compared when they start.
+        wrong += ["announced", "session"]
     for name in wrong:
         connection.execute("DELETE FROM meta WHERE name = ?", (name,))
         done[f"{name} made anew"] += 1

@@ -16,7 +16,14 @@ from proxystash_server.cache.entry import CacheEntry
 from proxystash_server.cache.errors import StoreError
 from proxystash_server.cache.tiers.database import APPLICATION_ID, FORMAT_VERSION, SCHEMA
 from proxystash_server.cache.tiers.record import CorruptRecordError
-from proxystash_server.cache.tiers.sqlite_record import COLUMNS, Row, read_row, scheme_of
+from proxystash_server.cache.tiers.sqlite_record import (
+    COLUMNS,
+    NOTHING_ANNOUNCED,
+    Row,
+    marks_from_text,
+    read_row,
+    scheme_of,
+)
 from proxystash_server.cache.tiers.stopped import REPAIR, RESTORE, StoppedStore
 
 # What stands in a row beside what `read_row` proves: the filter's column and the order of eviction.
@@ -205,6 +212,15 @@ class StoppedDatabase(StoppedStore):
                 )
         self.store_id, self.partner_id = (str(meta.get(name, "")) for name in ("store_id", "partner_id"))
         self._stored_count = meta.get("entries")
+        announced = marks_from_text(meta.get("announced", NOTHING_ANNOUNCED))
+        if announced is None:
+            report.fault(
+                "damaged_mark",
+                self._place,
+                "what it announced to the other disk tier is damaged",
+                "the next start, or --repair, compares the two",
+            )
+        self.backlog.update(announced or {})
         last_version, key_check = meta.get("last_version"), meta.get("key_check")
         self.last_version = last_version if isinstance(last_version, int) else 0
         self.key_check = key_check if isinstance(key_check, bytes) else None
@@ -212,7 +228,7 @@ class StoppedDatabase(StoppedStore):
     def _read_backlog(self, connection: sqlite3.Connection, report: Report) -> None:
         for key, version in connection.execute("SELECT key, version FROM backlog"):
             if isinstance(key, str) and isinstance(version, int):
-                self.backlog[key] = version
+                self.backlog[key] = max(version, self.backlog.get(key, 0))
             else:
                 report.fault(
                     "damaged_mark", self._place, f"table backlog has {key!r}", "--repair takes it out"
