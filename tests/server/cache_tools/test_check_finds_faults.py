@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from proxystash_server.cache import CacheTierConfig, CredentialEncryptor, L2BackendType, StoreError
 from proxystash_server.cache.tiers.jsonl_shard import encode_body, finish_line, header
+from proxystash_server.cache.tiers.sqlite_format import PAGE_BYTES
 from proxystash_server.cache.tiers.sqlite_record import COLUMNS, CONTENT_LENGTH, checksum
 from tests.server.cache.support import fingerprint, flip_byte
 from tests.server.cache_tools.stopped import (
@@ -101,7 +102,7 @@ def smash(offset: int, length: int) -> Callable[[Path], object]:
 
 def smash_page_with(content: bytes) -> Callable[[Path], object]:
     def damage(path: Path) -> None:
-        smash(path.read_bytes().index(content) // 4096 * 4096, 4096)(path)
+        smash(path.read_bytes().index(content) // PAGE_BYTES * PAGE_BYTES, PAGE_BYTES)(path)
 
     return damage
 
@@ -139,7 +140,7 @@ ANY_DATABASE: dict[str, Damage] = {
     "a smashed page of other things": Damage(smash_page_with(b"partner_id"), {"damaged_database"}),
     "a smashed header": Damage(smash(0, 100), {"damaged_database"}),
     "a file cut in half": Damage(
-        lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 // 4096 * 4096]),
+        lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 // PAGE_BYTES * PAGE_BYTES]),
         {"damaged_database", "damaged_page", "wrong_count"},
     ),
 }

@@ -37,14 +37,14 @@ _READ = f"{COLUMNS}, id"
 _SELECT = f"SELECT {_READ} FROM entries WHERE key = ?"
 # However many keys there are, it is the same statement, which SQLite compiles once.
 _SELECT_MANY = f"SELECT {_READ} FROM entries WHERE key IN (SELECT value FROM json_each(?))"
-_HELD = "SELECT key FROM entries WHERE key = ?"
-_HELD_OF_MANY = "SELECT key FROM entries WHERE key IN (SELECT value FROM json_each(?))"
+_HELD = "SELECT key, id FROM entries WHERE key = ?"
+_HELD_OF_MANY = "SELECT key, id FROM entries WHERE key IN (SELECT value FROM json_each(?))"
 _DELETE = "DELETE FROM entries WHERE key = ?"
 _DELETE_MANY = "DELETE FROM entries WHERE key IN (SELECT value FROM json_each(?))"
 # As many rows as a statement takes. The interpreter's lock changes hands with every step that Python takes in
 # SQLite, and a statement of many rows is one step.
 _ROWS_PER_STATEMENT = 50
-_WRITTEN = f"{COLUMNS}, scheme, recency"
+_WRITTEN = f"id, {COLUMNS}, scheme, recency"
 # The uses in `accesses`, a JSON array of arrays of one access each.
 _TOUCH = (
     "UPDATE entries SET recency = iif(entries.access_count < used.access_count, used.recency, "
@@ -55,9 +55,7 @@ _TOUCH = (
     "json_extract(value, '$[4]') AS evicted_from_l1, json_extract(value, '$[5]') AS recency "
     "FROM json_each(?)) AS used WHERE entries.key = used.key AND entries.version = used.version"
 )
-_STORE_COUNTERS = (
-    "UPDATE meta SET value = iif(name = 'entries', ?, ?) WHERE name IN ('entries', 'last_version')"
-)
+_STORE_COUNTERS = "REPLACE INTO meta VALUES ('entries', ?), ('last_version', ?)"
 _MARK = (
     "INSERT INTO backlog VALUES (?, ?) "
     "ON CONFLICT (key) DO UPDATE SET version = max(version, excluded.version)"
@@ -311,7 +309,7 @@ class SQLiteCacheTier(DurableTier):
     ) -> list[Applied]:
         held = _held(connection, [write.key for write in writes])
         removed = [write.key for write in writes if write.entry is None and write.key in held]
-        stored = [row for row in rows if row is not None]
+        stored = [(held.get(row[0]), *row) for row in rows if row is not None]
         new = sum(write.entry is not None and write.key not in held for write in writes)
         one_key_each = len({write.key for write in writes}) == len(writes)
         if len(writes) > 1 and not (one_key_each and self._room_in_transaction(new)):
@@ -408,23 +406,23 @@ class SQLiteCacheTier(DurableTier):
             return first
 
 
-def _held(connection: sqlite3.Connection, keys: Sequence[str]) -> set[str]:
+def _held(connection: sqlite3.Connection, keys: Sequence[str]) -> dict[str, int]:
+    """Those of the keys that have a row, with its id."""
     one = len(keys) == 1
     rows = connection.execute(_HELD, keys) if one else connection.execute(_HELD_OF_MANY, (json.dumps(keys),))
-    return {row[0] for row in rows}
+    return dict(rows)
 
 
 @functools.cache
 def _store(rows: int) -> str:
-    """The statement that stores so many rows, new or in the place of others.
+    """The statement that stores so many rows: each in the place of the one with its id, or new if that is None.
 
-    Not INSERT OR REPLACE: an entry that is put again keeps its id, and with it its place in FIFO's order. Its
-    key is not set again, or SQLite would also write it to the index again.
+    Not INSERT OR REPLACE: an entry that is put again keeps its id, and with it its place in FIFO's order.
     """
     row = f"({', '.join('?' * len(_WRITTEN.split(',')))})"
-    replaced = _WRITTEN.removeprefix("key, ")
+    replaced = _WRITTEN.removeprefix("id, key, ")
     return (
-        f"INSERT INTO entries ({_WRITTEN}) VALUES {', '.join([row] * rows)} ON CONFLICT (key) DO UPDATE "
+        f"INSERT INTO entries ({_WRITTEN}) VALUES {', '.join([row] * rows)} ON CONFLICT (id) DO UPDATE "
         f"SET ({replaced}) = ({', '.join(f'excluded.{column}' for column in replaced.split(', '))})"
     )
 
