@@ -59,6 +59,20 @@ def set_content(column: str, value: object, key: str = VICTIM) -> Callable[[Path
     return change
 
 
+def repeat_row(path: Path) -> None:
+    """Give a key a second row, of an earlier write."""
+    [row] = sql(path, f"SELECT {COLUMNS} FROM entries WHERE key = ?", VICTIM)
+    content = (*row[:3], "earlier", *row[4 : CONTENT_LENGTH - 1], row[CONTENT_LENGTH - 1] - 1)
+    marks = ", ".join("?" * len(row))
+    sql(
+        path,
+        f"INSERT INTO entries ({COLUMNS}, scheme, recency) VALUES ({marks}, 'http', 0)",
+        *content,
+        checksum(content),
+        *row[CONTENT_LENGTH + 1 :],
+    )
+
+
 def set_meta(name: str, value: object) -> Callable[[Path], object]:
     return lambda path: sql(path, "UPDATE meta SET value = ? WHERE name = ?", value, name)
 
@@ -133,6 +147,7 @@ ANY_DATABASE: dict[str, Damage] = {
     "a damaged key check": Damage(set_meta("key_check", b"gAAAAA"), {"damaged_key_check"}),
     "a missing index": Damage(lambda path: sql(path, "DROP INDEX entries_by_expiry"), {"wrong_index"}),
     "an index with something else in it": Damage(spoil_index, {"damaged_page"}),
+    "a key with two rows": Damage(repeat_row, {"repeated_key", "wrong_count", "disagreement"}),
     "a mark that is none": Damage(
         lambda path: sql(path, "INSERT INTO backlog VALUES (x'00', 'x')"), {"damaged_mark"}
     ),
@@ -140,7 +155,9 @@ ANY_DATABASE: dict[str, Damage] = {
     "a smashed page of other things": Damage(smash_page_with(b"partner_id"), {"damaged_database"}),
     "a smashed header": Damage(smash(0, 100), {"damaged_database"}),
     "a file cut in half": Damage(
-        lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 // PAGE_BYTES * PAGE_BYTES]),
+        lambda path: path.write_bytes(
+            path.read_bytes()[: path.stat().st_size // 2 // PAGE_BYTES * PAGE_BYTES]
+        ),
         {"damaged_database", "damaged_page", "wrong_count"},
     ),
 }

@@ -49,9 +49,11 @@ _DAMAGE = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 
 
 def _is_damage(error: sqlite3.Error) -> bool:
-    # The low byte is the primary result code. A table or column of ours can only be missing from a damaged schema.
-    damaged = getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
-    return damaged or str(error).startswith(("no such table", "no such column"))
+    # The low byte is the primary result code.
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE:
+        return True
+    # Every table and column we ask for is in a schema that is sound.
+    return str(error).startswith(("no such table", "no such column"))
 
 
 @contextmanager

@@ -415,7 +415,7 @@ def _held(connection: sqlite3.Connection, keys: Sequence[str]) -> dict[str, int]
 
 @functools.cache
 def _store(rows: int) -> str:
-    """The statement that stores so many rows: each in the place of the one with its id, or new if that is None.
+    """The statement that stores so many rows: in the place of the row with that id, or new if that is None.
 
     Not INSERT OR REPLACE: an entry that is put again keeps its id, and with it its place in FIFO's order.
     """
