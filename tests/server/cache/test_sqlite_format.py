@@ -313,7 +313,7 @@ def test_an_index_and_a_row_that_disagree_cost_that_row_at_most(
         # A read finds in the index what the row has lost. A change finds that they differ.
         assert tier.get("key-21") == ENTRIES["key-21"]
         with pytest.raises(TierLostError):
-            put(tier, stored("key-21", version=1000))
+            put(tier, stored("key-21", version=1000, source="source-21"))
     # As it is done with any tier that is lost.
     tier.open()
     found = {entry.key: entry for entry in tier.page("", 100, ANY, START_US)}

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import sqlite3
 import threading
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +29,15 @@ from proxystash_server.cache.tiers.base import (
 from proxystash_server.cache.tiers.database import Database
 from proxystash_server.cache.tiers.record import CorruptRecordError
 from proxystash_server.cache.tiers.sqlite_record import COLUMNS, Row, read_row, write_row
+from proxystash_server.cache.tiers.sqlite_storing import held_rows, store_rows
 
 # The id is for setting a row aside whose key may be what is damaged.
 _READ = f"{COLUMNS}, id"
 _SELECT = f"SELECT {_READ} FROM entries WHERE key = ?"
 # However many keys there are, it is the same statement, which SQLite compiles once.
 _SELECT_MANY = f"SELECT {_READ} FROM entries WHERE key IN (SELECT value FROM json_each(?))"
-_HELD = "SELECT key, id FROM entries WHERE key = ?"
-_HELD_OF_MANY = "SELECT key, id FROM entries WHERE key IN (SELECT value FROM json_each(?))"
 _DELETE = "DELETE FROM entries WHERE key = ?"
 _DELETE_MANY = "DELETE FROM entries WHERE key IN (SELECT value FROM json_each(?))"
-# As many rows as a statement takes. The interpreter's lock changes hands with every step that Python takes in
-# SQLite, and a statement of many rows is one step.
-_ROWS_PER_STATEMENT = 50
-_WRITTEN = f"id, {COLUMNS}, scheme, recency"
 # The uses in `accesses`, a JSON array of arrays of one access each.
 _TOUCH = (
     "UPDATE entries SET recency = iif(entries.access_count < used.access_count, used.recency, "
@@ -206,7 +199,7 @@ class SQLiteCacheTier(DurableTier):
 
     def held_of(self, keys: Iterable[str]) -> list[str]:
         with self._database.reader() as connection:
-            return list(_held(connection, list(keys)))
+            return list(held_rows(connection, list(keys)))
 
     def __contains__(self, key: str) -> bool:
         with self._database.reader() as connection:
@@ -307,9 +300,8 @@ class SQLiteCacheTier(DurableTier):
     def _apply(
         self, connection: sqlite3.Connection, writes: Sequence[Write], rows: Sequence[Row | None]
     ) -> list[Applied]:
-        held = _held(connection, [write.key for write in writes])
+        held = held_rows(connection, [write.key for write in writes])
         removed = [write.key for write in writes if write.entry is None and write.key in held]
-        stored = [(held.get(row[0]), *row) for row in rows if row is not None]
         new = sum(write.entry is not None and write.key not in held for write in writes)
         one_key_each = len({write.key for write in writes}) == len(writes)
         if len(writes) > 1 and not (one_key_each and self._room_in_transaction(new)):
@@ -322,9 +314,7 @@ class SQLiteCacheTier(DurableTier):
             connection.execute(_DELETE, removed)
         elif removed:
             connection.execute(_DELETE_MANY, (json.dumps(removed),))
-        for start in range(0, len(stored), _ROWS_PER_STATEMENT):
-            some = stored[start : start + _ROWS_PER_STATEMENT]
-            connection.execute(_store(len(some)), list(chain.from_iterable(some)))
+        store_rows(connection, [row for row in rows if row is not None], held)
         self._entries_in_transaction += new - len(removed)
         newest = max((write.version for write in writes), default=0)
         self._last_version_in_transaction = max(self._last_version_in_transaction, newest)
@@ -404,27 +394,6 @@ class SQLiteCacheTier(DurableTier):
             first = self._recency + 1
             self._recency += count
             return first
-
-
-def _held(connection: sqlite3.Connection, keys: Sequence[str]) -> dict[str, int]:
-    """Those of the keys that have a row, with its id."""
-    one = len(keys) == 1
-    rows = connection.execute(_HELD, keys) if one else connection.execute(_HELD_OF_MANY, (json.dumps(keys),))
-    return dict(rows)
-
-
-@functools.cache
-def _store(rows: int) -> str:
-    """The statement that stores so many rows: in the place of the row with that id, or new if that is None.
-
-    Not INSERT OR REPLACE: an entry that is put again keeps its id, and with it its place in FIFO's order.
-    """
-    row = f"({', '.join('?' * len(_WRITTEN.split(',')))})"
-    replaced = _WRITTEN.removeprefix("id, key, ")
-    return (
-        f"INSERT INTO entries ({_WRITTEN}) VALUES {', '.join([row] * rows)} ON CONFLICT (id) DO UPDATE "
-        f"SET ({replaced}) = ({', '.join(f'excluded.{column}' for column in replaced.split(', '))})"
-    )
 
 
 def _complete_meta(connection: sqlite3.Connection, encryptor: CredentialEncryptor) -> dict[str, Any]:

@@ -36,7 +36,8 @@ _ENTRIES = """CREATE TABLE entries (
 )"""
 # With what listings are filtered by, so that they look at entries, page by page, without looking into their
 # rows. That a key has one row is up to whoever writes: a constraint would have an index of its own.
-_BY_KEY = "CREATE INDEX entries_by_key ON entries (key, source, scheme, health_status)"
+FILTERED = "source, scheme, health_status"
+_BY_KEY = f"CREATE INDEX entries_by_key ON entries (key, {FILTERED})"
 _BY_EXPIRY = "CREATE INDEX entries_by_expiry ON entries (expires_at)"
 SCHEMA = f"""
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
