@@ -67,6 +67,8 @@ def check_files(directory: Path) -> None:
             with closing(sqlite3.connect(path)) as connection:
                 assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
                 counted = connection.execute("SELECT count(*) FROM entries").fetchone()
+                keys = connection.execute("SELECT count(DISTINCT key) FROM entries").fetchone()
+                assert keys == counted, f"{path.name} has a key twice"
                 kept = connection.execute("SELECT value FROM meta WHERE name = 'entries'").fetchone()
                 assert counted == kept, f"{path.name} miscounts its entries"
         if path.name.startswith("shard-"):

@@ -17,7 +17,7 @@ from tests.server.cache.support import stored
 from tests.server.cache.tier_contract import UNBOUNDED
 
 _LIMIT = 64 * 1024
-_PAGE = 4096
+_PAGE = 2048
 
 OpenTier = Callable[[], SQLiteCacheTier]
 
@@ -164,7 +164,7 @@ def test_a_clear_does_not_write_everything_that_it_clears(
 def test_without_maintenance_the_log_does_not_grow_for_ever(
     open_tier: OpenTier, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "_LOG_BACKSTOP_PAGES", 100)
+    monkeypatch.setattr(database, "_LOG_BACKSTOP_BYTES", 100 * _PAGE)
     tier = open_tier()
     sizes = []
     for start in range(0, 10_000, 100):

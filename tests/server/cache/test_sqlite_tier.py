@@ -22,7 +22,7 @@ from proxystash_server.cache import (
     StoreFormatError,
 )
 from proxystash_server.cache.access_log import Access
-from proxystash_server.cache.errors import TierError
+from proxystash_server.cache.errors import TierError, TierLostError
 from proxystash_server.cache.tiers import sqlite
 from proxystash_server.cache.tiers.base import Write
 from tests.server.cache.durable_tier_contract import ENCRYPTOR, DurableTierContract, MakeDurableTier
@@ -212,6 +212,25 @@ def test_a_file_that_was_cut_off_is_no_obstacle(
     put(tier, stored("new"))
     assert tier.get("new") == stored("new")
     check_tier(tier)
+
+
+def test_a_schema_that_lacks_a_column_is_damage(
+    make: Callable[..., SQLiteCacheTier], directory: Path, corruptions: list[str]
+) -> None:
+    put(make(), stored("key-1"))
+    make().close()
+    file = directory / FILE
+    damaged = file.read_bytes().replace(b"last_accessed INTEGER", b"lost_accessed INTEGER")
+    file.write_bytes(damaged)
+    tier = make()
+    with pytest.raises(TierLostError):
+        tier.get("key-1")
+    # As it is done with any tier that is lost.
+    tier.open()
+    assert len(corruptions) == 1
+    put(tier, stored("new"))
+    assert tier.keys() == ["new"]
+    assert damaged in [path.read_bytes() for path in directory.iterdir() if path.name != FILE]
 
 
 def test_files_that_are_damaged_one_after_another_are_all_kept(

@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from proxystash_server.cache import CacheTierConfig, CredentialEncryptor, L2BackendType, StoreError
 from proxystash_server.cache.tiers.jsonl_shard import encode_body, finish_line, header
+from proxystash_server.cache.tiers.sqlite_format import PAGE_BYTES
 from proxystash_server.cache.tiers.sqlite_record import COLUMNS, CONTENT_LENGTH, checksum
 from tests.server.cache.support import fingerprint, flip_byte
 from tests.server.cache_tools.stopped import (
@@ -56,6 +57,21 @@ def set_content(column: str, value: object, key: str = VICTIM) -> Callable[[Path
         sql(path, "UPDATE entries SET checksum = ? WHERE key = ?", checksum(row[:CONTENT_LENGTH]), key)
 
     return change
+
+
+def repeat_row(path: Path) -> None:
+    """Give a key a second row, of an earlier write."""
+    [row] = sql(path, f"SELECT {COLUMNS} FROM entries WHERE key = ?", VICTIM)
+    content = (*row[:3], "earlier", *row[4 : CONTENT_LENGTH - 1], row[CONTENT_LENGTH - 1] - 1)
+    marks = ", ".join("?" * len(row))
+    sql(
+        path,
+        f"INSERT INTO entries ({COLUMNS}, scheme, recency) VALUES ({marks}, 'http', 0)",
+        *content,
+        checksum(content),
+        *row[CONTENT_LENGTH + 1 :],
+    )
+    sql(path, "UPDATE meta SET value = value + 1 WHERE name = 'entries'")
 
 
 def set_meta(name: str, value: object) -> Callable[[Path], object]:
@@ -101,7 +117,7 @@ def smash(offset: int, length: int) -> Callable[[Path], object]:
 
 def smash_page_with(content: bytes) -> Callable[[Path], object]:
     def damage(path: Path) -> None:
-        smash(path.read_bytes().index(content) // 4096 * 4096, 4096)(path)
+        smash(path.read_bytes().index(content) // PAGE_BYTES * PAGE_BYTES, PAGE_BYTES)(path)
 
     return damage
 
@@ -132,6 +148,7 @@ ANY_DATABASE: dict[str, Damage] = {
     "a damaged key check": Damage(set_meta("key_check", b"gAAAAA"), {"damaged_key_check"}),
     "a missing index": Damage(lambda path: sql(path, "DROP INDEX entries_by_expiry"), {"wrong_index"}),
     "an index with something else in it": Damage(spoil_index, {"damaged_page"}),
+    "a key with two rows": Damage(repeat_row, {"repeated_key", "disagreement"}),
     "a mark that is none": Damage(
         lambda path: sql(path, "INSERT INTO backlog VALUES (x'00', 'x')"), {"damaged_mark"}
     ),
@@ -140,7 +157,9 @@ ANY_DATABASE: dict[str, Damage] = {
     "a smashed page of other things": Damage(smash_page_with(b"partner_id"), {"damaged_database"}),
     "a smashed header": Damage(smash(0, 100), {"damaged_database"}),
     "a file cut in half": Damage(
-        lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 // 4096 * 4096]),
+        lambda path: path.write_bytes(
+            path.read_bytes()[: path.stat().st_size // 2 // PAGE_BYTES * PAGE_BYTES]
+        ),
         {"damaged_database", "damaged_page", "wrong_count"},
     ),
 }

@@ -11,6 +11,7 @@ import pytest
 
 from proxystash_server.cache import CacheTierConfig, L2BackendType
 from proxystash_server.cache.tiers.base import EVERYTHING
+from tests.server.cache.format_1 import turn_into_format_1
 from tests.server.cache.support import PASSWORD, SWITCHED_OFF, USERNAME, disk_of, fingerprint
 from tests.server.cache_tools.stopped import BOUNDED, KEYS, SEALED, StoppedCache, fill, note_kinds, told
 
@@ -31,6 +32,19 @@ def test_a_check_changes_neither_bytes_nor_times_nor_modes(cache: StoppedCache) 
     assert cache.check().consistent
     assert fingerprint(cache.directory) == before
     assert {path: path.stat().st_mtime_ns for path in directories} == directories
+
+
+def test_an_older_format_is_worth_a_note_and_gone_after_a_start(cache: StoppedCache) -> None:
+    cache.fill()
+    turn_into_format_1(cache.l3)
+    before = fingerprint(cache.directory)
+    report = cache.check()
+    assert report.consistent, told(report)
+    assert note_kinds(report) == {"older_format"}
+    assert report.tiers[1].entries == 24
+    assert fingerprint(cache.directory) == before
+    assert set(cache.entries()) == set(KEYS)
+    assert cache.check().notes == []
 
 
 def test_where_nothing_is_stored_nothing_is_wrong(cache: StoppedCache) -> None:

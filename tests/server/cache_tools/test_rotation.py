@@ -16,6 +16,7 @@ from pydantic import SecretStr
 
 from proxystash_server.cache import CredentialEncryptor, EncryptionKeyError, L2BackendType, StoreError
 from proxystash_server.cache.rotation import rotate_key
+from tests.server.cache.format_1 import turn_into_format_1
 from tests.server.cache.support import PASSWORD, SWITCHED_OFF, USERNAME, disk_of, fingerprint
 from tests.server.cache_tools.steps import killed_at
 from tests.server.cache_tools.stopped import KEYS, SEALED, StoppedCache, fill, kinds, note_kinds, sql, told
@@ -120,6 +121,15 @@ def test_a_rotation_changes_nothing_but_seals(cache: StoppedCache) -> None:
     before = state(cache)
     rotate_key(cache.config())
     assert state(cache) == before
+
+
+def test_a_store_of_an_older_format_is_sealed_anew_like_any_other(cache: StoppedCache) -> None:
+    filled(cache)
+    turn_into_format_1(cache.l3)
+    rotate_key(cache.config())
+    [new] = cache.key_file.read_bytes().split()
+    assert all(opens(new, token) for token in tokens(cache))
+    assert_all_readable(cache)
 
 
 def state(cache: StoppedCache) -> list[object]:

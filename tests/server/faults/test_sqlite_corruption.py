@@ -20,7 +20,7 @@ from proxystash_server.cache import CacheManager, CacheUnavailableError, L2Backe
 from tests.server.cache.stash import Stash
 from tests.server.cache.support import START_US, SWITCHED_OFF, content_of, content_of_tier, disk_of, put
 
-PAGE = 4096
+PAGE = 2048
 SMALL = {f"label-{number}": "x" * 250 for number in range(3)}
 LARGE = {f"label-{number}": "y" * 250 for number in range(30)}
 # A page of the table holds fewer than this many small entries.

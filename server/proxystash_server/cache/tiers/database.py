@@ -21,12 +21,16 @@ from proxystash_server.cache.group_commit import GroupCommit
 from proxystash_server.cache.killpoints import reach
 from proxystash_server.cache.tiers.files import make_directory
 from proxystash_server.cache.tiers.salvage import salvage
+from proxystash_server.cache.tiers.sqlite_format import (
+    APPLICATION_ID,
+    FORMAT_VERSION,
+    PAGE_BYTES,
+    SCHEMA,
+    upgrade,
+)
 
 Result = TypeVar("Result")
 
-# "pstH": marks the file as ours, so that `file` and this code can tell.
-APPLICATION_ID = 0x70737448
-FORMAT_VERSION = 1
 # How long a writer waits for another process before the tier counts as failing.
 _BUSY_TIMEOUT_SECONDS = 1.0
 # Holds what a transaction of 1,000 entries changes among a million, and the upper levels of the indexes.
@@ -35,46 +39,21 @@ _WRITER_CACHE_BYTES = 16 * 1024 * 1024
 # and a little more for readers to look through.
 _LOG_LIMIT_BYTES = 16 * 1024 * 1024
 # From here on, it is done by writers if nobody else does, or if whoever does cannot keep up.
-_LOG_BACKSTOP_PAGES = 32 * 1024
+_LOG_BACKSTOP_BYTES = 128 * 1024 * 1024
 # How often a checkpoint goes after what was written during the one before, and how little is left to the last
 # one, for which writers wait.
 _CHECKPOINT_ROUNDS = 4
 _FEW_PAGES = 500
-
-SCHEMA = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
-CREATE TABLE entries (
-    id INTEGER PRIMARY KEY,
-    key TEXT NOT NULL UNIQUE,
-    proxy_url TEXT NOT NULL,
-    scheme TEXT NOT NULL,
-    sealed TEXT,
-    source TEXT NOT NULL,
-    fetch_time INTEGER NOT NULL,
-    expires_at INTEGER NOT NULL,
-    health_status TEXT NOT NULL,
-    failure_count INTEGER NOT NULL,
-    health_monitoring TEXT,
-    labels TEXT,
-    version INTEGER NOT NULL,
-    checksum INTEGER NOT NULL,
-    access_count INTEGER NOT NULL,
-    last_accessed INTEGER NOT NULL,
-    evicted_from_l1 INTEGER NOT NULL,
-    recency INTEGER NOT NULL
-);
-CREATE INDEX entries_by_expiry ON entries (expires_at);
-CREATE TABLE backlog (key TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE set_aside (id INTEGER PRIMARY KEY, set_aside_at INTEGER, reason TEXT, key TEXT, record TEXT);
-"""
-
 
 _DAMAGE = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 
 
 def _is_damage(error: sqlite3.Error) -> bool:
     # The low byte is the primary result code.
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE:
+        return True
+    # Every table and column we ask for is in a schema that is sound.
+    return str(error).startswith(("no such table", "no such column"))
 
 
 @contextmanager
@@ -360,9 +339,11 @@ class Database:
                     f"{self.path} has format {version}; this release reads up to {FORMAT_VERSION}. "
                     "Use a newer release"
                 )
+            writer.execute(f"PRAGMA page_size = {PAGE_BYTES}")
             writer.execute("PRAGMA journal_mode = WAL")
             writer.execute(f"PRAGMA journal_size_limit = {_LOG_LIMIT_BYTES}")
-            writer.execute(f"PRAGMA wal_autocheckpoint = {_LOG_BACKSTOP_PAGES}")
+            page_bytes = writer.execute("PRAGMA page_size").fetchone()[0]
+            writer.execute(f"PRAGMA wal_autocheckpoint = {_LOG_BACKSTOP_BYTES // page_bytes}")
             writer.execute(f"PRAGMA cache_size = {-_WRITER_CACHE_BYTES // 1024}")
             # Some builds of SQLite overwrite every page that a Clear frees, through the log.
             writer.execute("PRAGMA secure_delete = FAST")
@@ -374,6 +355,8 @@ class Database:
                     f"PRAGMA application_id = {APPLICATION_ID};"
                     f"PRAGMA user_version = {FORMAT_VERSION}; COMMIT;"
                 )
+            elif version < FORMAT_VERSION:
+                upgrade(self.path, writer, version)
         except BaseException:
             writer.close()
             raise

@@ -68,7 +68,8 @@ def _entries(source: sqlite3.Connection, columns: str, saved: set[str]) -> Itera
         for (key,) in _rows(source, f"SELECT key FROM entries ORDER BY key {order}"):
             if key not in saved:
                 saved.add(key)
-                yield from _rows(source, f"SELECT {columns} FROM entries WHERE key = ?", (key,))
+                of_key = f"SELECT {columns} FROM entries WHERE key = ? ORDER BY version DESC LIMIT 1"
+                yield from _rows(source, of_key, (key,))
 
 
 def _rows(source: sqlite3.Connection, query: str, values: Sequence[object] = ()) -> Iterator[Row]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import sqlite3
 import threading
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +37,7 @@ from proxystash_server.cache.tiers.sqlite_record import (
     read_row,
     write_row,
 )
+from proxystash_server.cache.tiers.sqlite_storing import held_rows, store_rows, store_uses
 
 # The id is for setting a row aside whose key may be what is damaged.
 _READ = f"{COLUMNS}, id"
@@ -48,24 +47,11 @@ _SELECT_FAILED = f"{_SELECT} AND failure_count IS NOT 0"
 _SELECT_FAILED_OF_MANY = (
     f"SELECT {_READ} FROM entries WHERE key IN (SELECT value FROM json_each(?)) AND failure_count IS NOT 0"
 )
-_HELD = "SELECT key FROM entries WHERE key = ?"
-_HELD_OF_MANY = "SELECT key FROM entries WHERE key IN (SELECT value FROM json_each(?))"
 _DELETE = "DELETE FROM entries WHERE key = ?"
 _DELETE_MANY = "DELETE FROM entries WHERE key IN (SELECT value FROM json_each(?))"
-# As many rows as a statement takes. The interpreter's lock changes hands with every step that Python takes in
-# SQLite, and a statement of many rows is one step.
-_ROWS_PER_STATEMENT = 50
-_USES_PER_STATEMENT = 4 * _ROWS_PER_STATEMENT
-_NO_USE = (None,) * 6
-_WRITTEN = f"{COLUMNS}, scheme, recency"
-_STORE_COUNTERS = (
-    "UPDATE meta SET value = iif(name = 'entries', ?, ?) WHERE name IN ('entries', 'last_version')"
-)
-# The same, and what is announced to the partner.
-_STORE_ANNOUNCED = (
-    "UPDATE meta SET value = CASE name WHEN 'entries' THEN ? WHEN 'last_version' THEN ? ELSE ? END "
-    "WHERE name IN ('entries', 'last_version', 'announced')"
-)
+_STORE_COUNTERS = "REPLACE INTO meta VALUES ('entries', ?), ('last_version', ?)"
+# What is announced to the partner.
+_STORE_ANNOUNCED = f"{_STORE_COUNTERS}, ('announced', ?)"
 _MARK = (
     "INSERT INTO backlog VALUES (?, ?) "
     "ON CONFLICT (key) DO UPDATE SET version = max(version, excluded.version)"
@@ -285,16 +271,7 @@ class SQLiteCacheTier(DurableTier):
 
     def touch(self, accesses: Sequence[Access]) -> None:
         first = self._take_recencies(len(accesses))
-        uses: list[Row] = [(*access, recency) for recency, access in enumerate(accesses, first)]
-        # Uses of nothing, so that there are few statements for SQLite to compile.
-        uses += [_NO_USE] * (-len(uses) % _ROWS_PER_STATEMENT)
-
-        def change(connection: sqlite3.Connection) -> None:
-            for start in range(0, len(uses), _USES_PER_STATEMENT):
-                some = uses[start : start + _USES_PER_STATEMENT]
-                connection.execute(_touch(len(some)), list(chain.from_iterable(some)))
-
-        self._database.write(change)
+        self._database.write(lambda connection: store_uses(connection, accesses, first))
 
     def clear(self) -> int:
         def change(connection: sqlite3.Connection) -> int:
@@ -342,9 +319,8 @@ class SQLiteCacheTier(DurableTier):
     def _apply(
         self, connection: sqlite3.Connection, writes: Sequence[Write], rows: Sequence[Row | None]
     ) -> list[Applied]:
-        held = _held(connection, [write.key for write in writes])
+        held = held_rows(connection, [write.key for write in writes])
         removed = [write.key for write in writes if write.entry is None and write.key in held]
-        stored = [row for row in rows if row is not None]
         new = sum(write.entry is not None and write.key not in held for write in writes)
         one_key_each = len({write.key for write in writes}) == len(writes)
         if len(writes) > 1 and not (one_key_each and self._room_in_transaction(new)):
@@ -357,9 +333,7 @@ class SQLiteCacheTier(DurableTier):
             connection.execute(_DELETE, removed)
         elif removed:
             connection.execute(_DELETE_MANY, (json.dumps(removed),))
-        for start in range(0, len(stored), _ROWS_PER_STATEMENT):
-            some = stored[start : start + _ROWS_PER_STATEMENT]
-            connection.execute(_store(len(some)), list(chain.from_iterable(some)))
+        store_rows(connection, [row for row in rows if row is not None], held)
         self._entries_in_transaction += new - len(removed)
         newest = max((write.version for write in writes), default=0)
         self._last_version_in_transaction = max(self._last_version_in_transaction, newest)
@@ -445,38 +419,6 @@ class SQLiteCacheTier(DurableTier):
             first = self._recency + 1
             self._recency += count
             return first
-
-
-def _held(connection: sqlite3.Connection, keys: Sequence[str]) -> set[str]:
-    one = len(keys) == 1
-    rows = connection.execute(_HELD, keys) if one else connection.execute(_HELD_OF_MANY, (json.dumps(keys),))
-    return {row[0] for row in rows}
-
-
-@functools.cache
-def _store(rows: int) -> str:
-    """The statement that stores so many rows, new or in the place of others.
-
-    Not INSERT OR REPLACE: an entry that is put again keeps its id, and with it its place in FIFO's order. Its
-    key is not set again, or SQLite would also write it to the index again.
-    """
-    row = f"({', '.join('?' * len(_WRITTEN.split(',')))})"
-    replaced = _WRITTEN.removeprefix("key, ")
-    return (
-        f"INSERT INTO entries ({_WRITTEN}) VALUES {', '.join([row] * rows)} ON CONFLICT (key) DO UPDATE "
-        f"SET ({replaced}) = ({', '.join(f'excluded.{column}' for column in replaced.split(', '))})"
-    )
-
-
-@functools.cache
-def _touch(rows: int) -> str:
-    """The statement that stores so many uses: the fields of each Access, then its recency."""
-    return (
-        "UPDATE entries SET recency = iif(access_count < used.column3, used.column6, recency), "
-        "access_count = used.column3, last_accessed = used.column4, evicted_from_l1 = used.column5 "
-        f"FROM (VALUES {', '.join(['(?, ?, ?, ?, ?, ?)'] * rows)}) AS used "
-        "WHERE key = used.column1 AND version = used.column2"
-    )
 
 
 def _complete_meta(connection: sqlite3.Connection, encryptor: CredentialEncryptor) -> dict[str, Any]:

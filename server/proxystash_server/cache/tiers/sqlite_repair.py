@@ -11,7 +11,8 @@ from pathlib import Path
 from proxystash_server.cache.config import Durability
 from proxystash_server.cache.credentials import CredentialEncryptor
 from proxystash_server.cache.entry import CacheEntry, wall_clock
-from proxystash_server.cache.tiers.database import SCHEMA, Database
+from proxystash_server.cache.tiers.database import Database
+from proxystash_server.cache.tiers.sqlite_format import SCHEMA
 from proxystash_server.cache.tiers.sqlite_record import (
     COLUMNS,
     NOTHING_ANNOUNCED,
@@ -50,6 +51,7 @@ def repair_database(path: Path, encryptor: CredentialEncryptor, *, drop_key_chec
         connection.execute("BEGIN IMMEDIATE")
         _make_indexes(connection, done)
         _check_rows(connection, encryptor, done)
+        _drop_repeated(connection, done)
         done["damaged marks taken out"] += connection.execute(
             "DELETE FROM backlog WHERE typeof(key) != 'text' OR typeof(version) != 'integer'"
         ).rowcount
@@ -106,6 +108,15 @@ def _check_rows(connection: sqlite3.Connection, encryptor: CredentialEncryptor, 
                 )
                 done["derived columns corrected"] += 1
         last = rows[-1][0] + 1
+
+
+def _drop_repeated(connection: sqlite3.Connection, done: Counter[str]) -> None:
+    """Of rows with the same key leave the one that was stored last."""
+    done["rows of repeated keys taken out"] += connection.execute(
+        "DELETE FROM entries WHERE key IN (SELECT key FROM entries GROUP BY key HAVING count(*) > 1) "
+        "AND EXISTS (SELECT 1 FROM entries AS later WHERE later.key = entries.key "
+        "AND (later.version, later.id) > (entries.version, entries.id))"
+    ).rowcount
 
 
 def _drop_wrong_meta(connection: sqlite3.Connection, done: Counter[str], *, drop_key_check: bool) -> None:

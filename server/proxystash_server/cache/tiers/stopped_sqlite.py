@@ -14,8 +14,8 @@ from proxystash_server.cache.config import CacheTierType
 from proxystash_server.cache.credentials import CredentialEncryptor, UnreadableCredentialsError
 from proxystash_server.cache.entry import CacheEntry
 from proxystash_server.cache.errors import StoreError
-from proxystash_server.cache.tiers.database import APPLICATION_ID, FORMAT_VERSION, SCHEMA
 from proxystash_server.cache.tiers.record import CorruptRecordError
+from proxystash_server.cache.tiers.sqlite_format import APPLICATION_ID, FORMAT_VERSION, SCHEMA
 from proxystash_server.cache.tiers.sqlite_record import (
     COLUMNS,
     NOTHING_ANNOUNCED,
@@ -77,6 +77,8 @@ class StoppedDatabase(StoppedStore):
         connection = self._opened
         progress(f"checking the pages of {self.tier}", 0, 0)
         sound = self._check_pages(connection, report)
+        if sound:
+            self._check_keys(connection, report)
         total = self._stored_count if isinstance(self._stored_count, int) else 0
         counted = 0
         try:
@@ -188,6 +190,15 @@ class StoppedDatabase(StoppedStore):
         return False
 
     def _check_schema(self, connection: sqlite3.Connection, report: Report) -> None:
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version < FORMAT_VERSION:
+            report.note(
+                "older_format",
+                self._place,
+                f"the format is {version}",
+                f"the next start brings it to format {FORMAT_VERSION}",
+            )
+            return
         with closing(sqlite3.connect(":memory:")) as model:
             model.executescript(SCHEMA)
             expected = dict(model.execute("SELECT name, sql FROM sqlite_schema"))
@@ -257,6 +268,16 @@ class StoppedDatabase(StoppedStore):
         for message in messages:
             report.fault("damaged_page", self._place, message.replace("\n", " "), _salvages())
         return False
+
+    def _check_keys(self, connection: sqlite3.Connection, report: Report) -> None:
+        repeated = connection.execute("SELECT key, count(*) FROM entries GROUP BY key HAVING count(*) > 1")
+        for key, rows in repeated:
+            report.fault(
+                "repeated_key",
+                self._place,
+                f"{key!r} has {rows} rows",
+                "--repair keeps the one that was stored last",
+            )
 
     def _read(
         self, number: object, row: Row, encryptor: CredentialEncryptor, report: Report

@@ -1,0 +1,51 @@
+"""The SQLite backend's file as it was before format 2."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+# As the releases that wrote format 1 had it.
+FORMAT_1 = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE entries (
+    id INTEGER PRIMARY KEY,
+    key TEXT NOT NULL UNIQUE,
+    proxy_url TEXT NOT NULL,
+    scheme TEXT NOT NULL,
+    sealed TEXT,
+    source TEXT NOT NULL,
+    fetch_time INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL,
+    health_status TEXT NOT NULL,
+    failure_count INTEGER NOT NULL,
+    health_monitoring TEXT,
+    labels TEXT,
+    version INTEGER NOT NULL,
+    checksum INTEGER NOT NULL,
+    access_count INTEGER NOT NULL,
+    last_accessed INTEGER NOT NULL,
+    evicted_from_l1 INTEGER NOT NULL,
+    recency INTEGER NOT NULL
+);
+CREATE INDEX entries_by_expiry ON entries (expires_at);
+CREATE TABLE backlog (key TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE set_aside (id INTEGER PRIMARY KEY, set_aside_at INTEGER, reason TEXT, key TEXT, record TEXT);
+CREATE INDEX entries_by_lru ON entries (recency);
+PRAGMA application_id = 0x70737448;
+PRAGMA user_version = 1;
+"""
+
+
+def turn_into_format_1(path: Path) -> None:
+    """Put in the place of a closed database one of format 1 with the same content."""
+    newer = path.rename(path.with_name("newer.db"))
+    path.touch(mode=0o600)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.executescript(FORMAT_1)
+        connection.execute("ATTACH ? AS newer", (str(newer),))
+        for table in ("meta", "entries", "backlog", "set_aside"):
+            connection.execute(f"INSERT INTO main.{table} SELECT * FROM newer.{table}")
+    newer.unlink()

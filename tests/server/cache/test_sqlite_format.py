@@ -1,0 +1,349 @@
+"""A database of an earlier format, and what the index by key is for."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxystash_server.cache import (
+    CacheTierConfig,
+    CacheTierType,
+    EntryFilter,
+    SQLiteCacheTier,
+)
+from proxystash_server.cache.errors import TierError, TierLostError
+from proxystash_server.cache.tiers import sqlite_format
+from proxystash_server.cache.tiers.sqlite_record import COLUMNS, write_row
+from tests.server.cache.durable_tier_contract import ENCRYPTOR
+from tests.server.cache.format_1 import FORMAT_1
+from tests.server.cache.invariants import check_tier
+from tests.server.cache.support import PASSWORD, START_US, USERNAME, bounded, keys_of, stored
+from tests.server.cache.tier_contract import ANY, UNBOUNDED, put
+
+# Not in the order of their keys, and with a gap in their ids.
+ENTRIES = {
+    f"key-{number * 7 % 40:02}": stored(
+        f"key-{number * 7 % 40:02}",
+        source=f"source-{number * 7 % 40}",
+        version=100 + number,
+        labels={"text": "x" * 250},
+        username=USERNAME,
+        password=PASSWORD,
+        access_count=number,
+    )
+    for number in range(40)
+}
+
+OpenTier = Callable[..., SQLiteCacheTier]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "store.db"
+
+
+@pytest.fixture
+def corruptions() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def open_tier(path: Path, corruptions: list[str]) -> Iterator[OpenTier]:
+    """Opens a tier on the path, after closing the one that was open before."""
+    opened: list[SQLiteCacheTier] = []
+
+    def open_tier(config: CacheTierConfig = UNBOUNDED, at: Path = path) -> SQLiteCacheTier:
+        while opened:
+            opened.pop().close()
+        tier = SQLiteCacheTier(
+            config,
+            CacheTierType.L3,
+            at,
+            ENCRYPTOR,
+            clock=lambda: START_US,
+            on_corruption=lambda _tier, _key, reason: corruptions.append(reason),
+        )
+        opened.append(tier)
+        tier.open()
+        return tier
+
+    yield open_tier
+    while opened:
+        opened.pop().close()
+
+
+def write_format_1(path: Path) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA page_size = 4096")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.executescript(FORMAT_1)
+        connection.execute("BEGIN")
+        marks = ", ".join("?" * (len(COLUMNS.split(",")) + 3))
+        connection.executemany(
+            f"INSERT INTO entries (id, {COLUMNS}, scheme, recency) VALUES ({marks})",
+            [
+                (2 * number + 1, *write_row(entry, ENCRYPTOR, 1000 - number))
+                for number, entry in enumerate(ENTRIES.values())
+            ],
+        )
+        connection.executemany(
+            "INSERT INTO meta VALUES (?, ?)",
+            [
+                ("store_id", "the store"),
+                ("partner_id", "the partner"),
+                ("session", "the session"),
+                ("entries", 40),
+                ("last_version", 5000),
+                ("key_check", ENCRYPTOR.make_check()),
+            ],
+        )
+        connection.execute("INSERT INTO backlog VALUES ('gone', 4999)")
+        connection.execute("INSERT INTO set_aside VALUES (3, 17, 'a reason', 'a key', 'a record')")
+        connection.execute("COMMIT")
+
+
+def query(path: Path, statement: str, *values: object) -> list[Any]:
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        return connection.execute(statement, values).fetchall()
+
+
+def check_upgraded(tier: SQLiteCacheTier) -> None:
+    """Everything that `write_format_1` wrote is there, and in the format of today."""
+    path = tier._database.path
+    assert {entry.key: entry for entry in tier.page("", 100, ANY, START_US)} == ENTRIES
+    assert (tier.store_id, tier.partner_id, tier.session) == ("the store", "the partner", "the session")
+    assert (tier.last_version, tier.size(), tier.backlog()) == (5000, 40, {"gone": 4999})
+    assert query(path, "SELECT * FROM set_aside") == [(3, 17, "a reason", "a key", "a record")]
+    assert query(path, "PRAGMA user_version") == [(sqlite_format.FORMAT_VERSION,)]
+    assert query(path, "PRAGMA integrity_check") == [("ok",)]
+    check_tier(tier)
+
+
+def schema_of(path: Path) -> set[tuple[str, str]]:
+    return set(query(path, "SELECT name, sql FROM sqlite_schema"))
+
+
+def test_a_store_of_format_1_is_upgraded_with_all_that_it_has(
+    path: Path, open_tier: OpenTier, tmp_path: Path, corruptions: list[str]
+) -> None:
+    write_format_1(path)
+    check_upgraded(open_tier())
+    check_upgraded(open_tier())
+    open_tier(at=tmp_path / "new.db")
+    assert schema_of(path) == schema_of(tmp_path / "new.db")
+    assert corruptions == []
+
+
+def test_the_log_says_that_a_store_is_upgraded_and_of_how_many_entries(
+    path: Path, open_tier: OpenTier, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_format_1(path)
+    with caplog.at_level(logging.INFO):
+        open_tier()
+        open_tier()
+    assert [(record.getMessage(), vars(record)["entries"]) for record in caplog.records] == [
+        ("upgrading a database", 40),
+        ("database upgraded", 40),
+    ]
+    assert vars(caplog.records[0])["path"] == str(path)
+
+
+@pytest.mark.parametrize(
+    ("policy", "next_to_go"),
+    [
+        ("fifo", {*list(ENTRIES)[:3]}),
+        ("lfu", {*list(ENTRIES)[:3]}),
+        # The recency of the entries of format 1 counts down.
+        ("lru", {*list(ENTRIES)[-3:]}),
+    ],
+)
+def test_the_order_of_eviction_survives_an_upgrade(
+    path: Path, open_tier: OpenTier, policy: str, next_to_go: set[str]
+) -> None:
+    write_format_1(path)
+    open_tier(bounded(40, policy))
+    assert set(open_tier(bounded(37, policy)).trim()) == next_to_go
+
+
+STATEMENTS = range(len(sqlite_format._FROM_FORMAT_1) + 1)
+
+
+def interrupted_by(statement: str, place: int) -> tuple[str, ...]:
+    steps = sqlite_format._FROM_FORMAT_1
+    return (*steps[:place], statement, *steps[place:])
+
+
+@pytest.mark.parametrize("place", STATEMENTS)
+def test_an_upgrade_that_fails_leaves_the_store_as_it_was(
+    path: Path, open_tier: OpenTier, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    write_format_1(path)
+    before = schema_of(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite_format, "_FROM_FORMAT_1", interrupted_by("SELECT no_such_function()", place))
+        with pytest.raises(TierError):
+            open_tier()
+    assert schema_of(path) == before
+    assert query(path, "PRAGMA user_version") == [(1,)]
+    check_upgraded(open_tier())
+
+
+def test_a_full_disk_fails_the_upgrade_and_no_more(
+    path: Path, open_tier: OpenTier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_format_1(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite_format, "_FROM_FORMAT_1", interrupted_by("PRAGMA max_page_count = 1", 2))
+        with pytest.raises(TierError, match="full") as failure:
+            open_tier()
+    assert not isinstance(failure.value, TierLostError)
+    check_upgraded(open_tier())
+
+
+def test_a_store_of_format_1_that_another_process_has_locked_is_upgraded_later(
+    path: Path, open_tier: OpenTier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxystash_server.cache.tiers.database._BUSY_TIMEOUT_SECONDS", 0.01)
+    write_format_1(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(TierError, match="locked"):
+            open_tier()
+    check_upgraded(open_tier())
+
+
+@pytest.mark.parametrize("place", STATEMENTS)
+def test_an_upgrade_that_is_killed_is_done_by_the_next_start(
+    path: Path, open_tier: OpenTier, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    """Each statement has written what it changed when the kill comes: next to nothing is kept in memory."""
+    write_format_1(path)
+    child = os.fork()
+    if not child:
+        with suppress(BaseException):
+            spilling = ("PRAGMA cache_size = 2", *interrupted_by("SELECT die()", place + 1))
+            connect = sqlite3.connect
+
+            def connect_to_be_killed(*arguments: Any, **options: Any) -> sqlite3.Connection:
+                connection: sqlite3.Connection = connect(*arguments, **options)
+                connection.create_function("die", 0, lambda: os.kill(os.getpid(), signal.SIGKILL))
+                return connection
+
+            monkeypatch.setattr(sqlite_format, "_FROM_FORMAT_1", spilling)
+            monkeypatch.setattr(sqlite3, "connect", connect_to_be_killed)
+            open_tier()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    check_upgraded(open_tier())
+
+
+def test_a_kill_right_after_the_upgrade_costs_nothing(
+    path: Path, open_tier: OpenTier, tmp_path: Path
+) -> None:
+    write_format_1(path)
+    tier = open_tier()
+    left = tmp_path / "left" / path.name
+    left.parent.mkdir()
+    # The log has not been copied into the file.
+    for file in (path, path.with_name(path.name + "-wal")):
+        shutil.copyfile(file, left.with_name(file.name))
+    tier.close()
+    check_upgraded(open_tier(at=left))
+
+
+def test_a_damaged_row_of_format_1_costs_that_row(
+    path: Path, open_tier: OpenTier, corruptions: list[str]
+) -> None:
+    write_format_1(path)
+    query(path, "UPDATE entries SET source = 'x' WHERE key = 'key-07'")
+    query(path, "UPDATE entries SET key = CAST(x'ff41' AS TEXT) WHERE key = 'key-09'")
+    tier = open_tier()
+    assert set(keys_of(tier.page("", 100, ANY, START_US))) == set(ENTRIES) - {"key-07", "key-09"}
+    assert tier.get("key-07") is None
+    assert len(corruptions) == 2
+    assert tier.size() == 38
+
+
+def test_a_damaged_page_of_format_1_costs_the_rows_on_it(
+    path: Path, open_tier: OpenTier, corruptions: list[str]
+) -> None:
+    write_format_1(path)
+    data = path.read_bytes()
+    start = data.index(b"source-21") // 4096 * 4096
+    page = data[start : start + 4096]
+    on_page = {f"key-{number:02}" for number in range(40) if b"source-%d" % number in page}
+    path.write_bytes(data[:start] + bytes(4096) + data[start + 4096 :])
+    tier = open_tier()
+    assert set(keys_of(tier.page("", 100, ANY, START_US))) >= set(ENTRIES) - on_page
+    assert tier.get("key-21") is None
+    assert len(corruptions) == 1
+    assert any("damaged" in file.name for file in path.parent.iterdir())
+
+
+# -- the index by key
+
+
+@pytest.mark.parametrize("part", ["the index", "the row"])
+def test_an_index_and_a_row_that_disagree_cost_that_row_at_most(
+    path: Path, open_tier: OpenTier, part: str
+) -> None:
+    put(open_tier(), *ENTRIES.values())
+    open_tier().close()
+    [(page_bytes,)] = query(path, "PRAGMA page_size")
+    data = bytearray(path.read_bytes())
+    in_index = data.index(b"key-21source-21") + len("key-21")
+    in_row = data.index(b"source-21", data.index(b"key-21http"))
+    assert in_index // page_bytes != in_row // page_bytes
+    data[in_index if part == "the index" else in_row] ^= 1
+    path.write_bytes(data)
+    tier = open_tier()
+    if part == "the index":
+        with pytest.raises(TierLostError):
+            tier.get("key-21")
+    else:
+        # A read finds in the index what the row has lost. A change finds that they differ.
+        assert tier.get("key-21") == ENTRIES["key-21"]
+        with pytest.raises(TierLostError):
+            put(tier, stored("key-21", version=1000, source="source-21"))
+    # As it is done with any tier that is lost.
+    tier.open()
+    found = {entry.key: entry for entry in tier.page("", 100, ANY, START_US)}
+    assert found == {key: entry for key, entry in ENTRIES.items() if key in found}
+    assert set(ENTRIES) - set(found) == (set() if part == "the index" else {"key-21"})
+    check_tier(tier)
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="/proc/self/io counts the reads")
+def test_a_filtered_scan_does_not_read_the_rows_that_it_skips(open_tier: OpenTier) -> None:
+    labels = {f"text-{part}": "x" * 250 for part in range(4)}
+    put(
+        open_tier(),
+        *(stored(f"key-{number:04}", source=str(number), labels=labels) for number in range(1000)),
+    )
+
+    def reads_of(entry_filter: EntryFilter) -> int:
+        tier = open_tier()
+        tier.size()
+        before = _reads()
+        assert keys_of(tier.scan("", 2000, entry_filter, START_US)[0]) in (["key-0500"], [])
+        return _reads() - before
+
+    # Two of them would fill a page; so many would be read one by one.
+    assert reads_of(EntryFilter(source="500")) < 100
+    assert reads_of(EntryFilter(schemes=frozenset({"socks4"}))) < 100
+    # The labels are in the rows alone: this shows that reads are counted.
+    assert reads_of(EntryFilter(labels={"other": "y"})) > 400
+
+
+def _reads() -> int:
+    facts = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(facts["syscr"])
