@@ -70,10 +70,7 @@ _STORE_COUNTERS = (
     "UPDATE meta SET value = iif(name = 'entries', ?, ?) WHERE name IN ('entries', 'last_version')"
 )
 # The same, and what is announced to the partner.
-_STORE_ANNOUNCED = (
-    "UPDATE meta SET value = CASE name WHEN 'entries' THEN ? WHEN 'last_version' THEN ? ELSE ? END "
-    "WHERE name IN ('entries', 'last_version', 'announced')"
-)
+_STORE_ANNOUNCED = "REPLACE INTO meta VALUES ('entries', ?), ('last_version', ?), ('announced', ?)"
 _MARK = (
     "INSERT INTO backlog VALUES (?, ?) "
     "ON CONFLICT (key) DO UPDATE SET version = max(version, excluded.version)"
