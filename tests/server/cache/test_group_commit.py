@@ -164,28 +164,36 @@ def test_an_interrupt_belongs_to_the_thread_it_struck_and_the_others_learn_that_
     assert log.commits.submit(5) == "result 5"
 
 
-def _after_a_group_of_three(patience: float) -> Log:
+def _after_a_group_of(size: int, patience: float) -> Log:
     log = Log()
     log.commits = GroupCommit(log._commit, patience=patience)
     first = log.commit_in_background(0)
-    threads, _ = log.submit_meanwhile([1, 2, 3])
+    group = list(range(1, size + 1))
+    threads, _ = log.submit_meanwhile(group)
     log.go_on.set()
     for thread in (first, *threads):
         thread.join(30)
-    assert log.groups == [[0], [1, 2, 3]]
+    assert log.groups == [[0], group]
     return log
 
 
 def test_a_writer_whose_predecessors_came_together_waits_until_as_many_have_come() -> None:
-    log = _after_a_group_of_three(patience=30)
+    # Longer than the threads are waited for: who waits on after the third has come fails the test.
+    log = _after_a_group_of(3, patience=120)
     run_in_threads(*(partial(log.commits.submit, item) for item in (4, 5, 6)))
     assert [sorted(group) for group in log.groups[2:]] == [[4, 5, 6]]
 
 
+def test_two_are_no_company_to_wait_for() -> None:
+    log = _after_a_group_of(2, patience=120)
+    run_in_threads(partial(log.commits.submit, 3))
+    assert log.groups[2:] == [[3]]
+
+
 def test_a_writer_for_whom_nobody_comes_runs_out_of_patience_and_the_next_has_none() -> None:
-    log = _after_a_group_of_three(patience=0.01)
+    log = _after_a_group_of(3, patience=0.01)
     assert log.commits.submit(4) == "result 4"
-    log.commits._patience = 3600
+    log.commits._patience = 120
     assert log.commits.submit(5) == "result 5"
     assert log.groups[2:] == [[4], [5]]
 
@@ -193,7 +201,7 @@ def test_a_writer_for_whom_nobody_comes_runs_out_of_patience_and_the_next_has_no
 def test_an_interrupt_while_a_leader_waits_for_company_leaves_the_others_a_leader(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    log = _after_a_group_of_three(patience=30)
+    log = _after_a_group_of(3, patience=30)
 
     def interrupted() -> None:
         monkeypatch.undo()

@@ -418,6 +418,23 @@ def test_a_scan_goes_on_behind_a_key_that_is_damaged(
     assert tier.size() == 7
 
 
+def test_a_reader_from_before_a_reopening_does_not_see_the_file_of_then(
+    make: Callable[..., SQLiteCacheTier], directory: Path
+) -> None:
+    """A lookup under way while the tier is closed, and its file replaced."""
+    tier = make()
+    put(tier, stored("old"))
+    reader = tier._database.lend()
+    assert reader.connection.execute("SELECT key FROM entries").fetchall() == [("old",)]
+    tier.close()
+    (directory / FILE).rename(directory / "away.db")
+    tier.open()
+    put(tier, stored("new"))
+    tier._database.take_back(reader)
+    assert tier.keys() == ["new"]
+    assert tier.get("old") is None
+
+
 def test_the_size_after_reopening_is_not_counted(
     make: Callable[..., SQLiteCacheTier], directory: Path
 ) -> None:
