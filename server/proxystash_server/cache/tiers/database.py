@@ -261,6 +261,21 @@ class Database:
         self.take_back(reader)
         return row
 
+    def read_as_writer(self, read: Callable[[sqlite3.Connection], Result]) -> Result:
+        """Read with the connection that writes, once no commit is under way; raises TierError.
+
+        For who is about to write, and would wait for it anyway: after a commit, its pages are in memory, and
+        a reader's are not.
+        """
+        with self._commits.lock:
+            if self._writer is None:
+                raise TierError("the database is closed")
+            try:
+                return read(self._writer)
+            except sqlite3.Error as error:
+                self.note_damage(error)
+                raise _tier_error(error) from error
+
     def note_damage(self, error: Exception) -> None:
         """Remember that the file is damaged, if that is what `error` says."""
         self._damaged = self._damaged or (isinstance(error, sqlite3.Error) and _is_damage(error))

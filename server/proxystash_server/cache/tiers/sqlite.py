@@ -201,12 +201,13 @@ class SQLiteCacheTier(DurableTier):
         return None if row is None else self._read(row)
 
     def failed_of(self, keys: Sequence[str]) -> dict[str, CacheEntry]:
-        with self._database.reader() as connection:
-            if len(keys) == 1:
-                rows = connection.execute(_SELECT_FAILED, keys).fetchall()
-            else:
-                rows = connection.execute(_SELECT_FAILED_OF_MANY, (json.dumps(keys),)).fetchall()
-        found = map(self._read, rows)
+        statement, values = (
+            (_SELECT_FAILED, keys) if len(keys) == 1 else (_SELECT_FAILED_OF_MANY, (json.dumps(keys),))
+        )
+        found = map(
+            self._read,
+            self._database.read_as_writer(lambda writer: writer.execute(statement, values).fetchall()),
+        )
         return {entry.key: entry for entry in found if entry is not None}
 
     def __contains__(self, key: str) -> bool:
