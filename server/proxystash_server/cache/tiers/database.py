@@ -21,6 +21,11 @@ from proxystash_server.cache.group_commit import GroupCommit
 from proxystash_server.cache.killpoints import reach
 from proxystash_server.cache.tiers.files import make_directory
 from proxystash_server.cache.tiers.salvage import salvage
+from proxystash_server.cache.tiers.sqlite_files import (
+    companions,
+    keep_log_from_another_file,
+    set_aside_and_replace,
+)
 from proxystash_server.cache.tiers.sqlite_format import (
     APPLICATION_ID,
     FORMAT_VERSION,
@@ -184,7 +189,8 @@ class Database:
             self._readers.popleft().connection.close()
         with suppress(OSError):
             # What cannot be looked at now is looked at when it is opened again, which closes first.
-            self._keep_log_from_another_file()
+            if self._inode:
+                keep_log_from_another_file(self.path, self._inode)
             self._inode = 0
 
     def write(self, change: Callable[[sqlite3.Connection], Result]) -> Result:
@@ -309,7 +315,7 @@ class Database:
     def _log_is_long(self) -> bool:
         # With the journal size limit, the first commit after a whole checkpoint cuts the file off there.
         try:
-            return _companions(self.path)[0].stat().st_size > _LOG_LIMIT_BYTES
+            return companions(self.path)[0].stat().st_size > _LOG_LIMIT_BYTES
         except OSError:
             return False
 
@@ -318,7 +324,7 @@ class Database:
         with translated():
             if not self.path.exists():
                 return None
-            log, shared = _companions(self.path)
+            log, shared = companions(self.path)
             has_log = log.exists() and log.stat().st_size > 0
             # Without a log, SQLite is told that nothing can change, or it would make one.
             uri = f"{self.path.absolute().as_uri()}?mode=ro{'' if has_log else '&immutable=1'}"
@@ -448,7 +454,7 @@ class Database:
         """Set the file aside and put what can be saved of it in its place; how many entries that are."""
         self.close()
         salvaged = self.path.with_name(self.path.name + ".salvaged")
-        for leftover in (salvaged, *_companions(salvaged)):
+        for leftover in (salvaged, *companions(salvaged)):
             leftover.unlink(missing_ok=True)
         connection = self._open_or_create(salvaged)
         try:
@@ -461,35 +467,9 @@ class Database:
             raise
         finally:
             connection.close()
-        self._set_aside_and_replace(salvaged)
+        set_aside_and_replace(self.path, salvaged)
         self._damaged = False
         return entries
-
-    def _keep_log_from_another_file(self) -> None:
-        """Take away the log of a database that was replaced while it was open; it is not the new file's."""
-        if self._inode and self.path.exists() and self.path.stat().st_ino != self._inode:
-            self._move_log(self._unused("replaced"))
-
-    def _set_aside_and_replace(self, replacement: Path) -> None:
-        target = self._unused("damaged")
-        self._move_log(target)
-        reach("salvage.before_replace")
-        target.hardlink_to(self.path)
-        replacement.replace(self.path)
-
-    def _move_log(self, target: Path) -> None:
-        # Beside another database than its own, SQLite would apply it to that.
-        for companion, aside in zip(_companions(self.path), _companions(target), strict=True):
-            if companion.exists():
-                companion.rename(aside)
-
-    def _unused(self, word: str) -> Path:
-        number = 1
-        while True:
-            path = self.path.with_name(f"{self.path.name}.{word}-{number}")
-            if not any(candidate.exists() for candidate in (path, *_companions(path))):
-                return path
-            number += 1
 
 
 def _checkpoint(connection: sqlite3.Connection) -> tuple[int, int]:
@@ -499,7 +479,3 @@ def _checkpoint(connection: sqlite3.Connection) -> tuple[int, int]:
     """
     _, length, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
     return length, copied
-
-
-def _companions(path: Path) -> tuple[Path, Path]:
-    return path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")
