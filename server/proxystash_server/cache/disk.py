@@ -48,16 +48,22 @@ class DiskTiers:
 
     # -- one key
 
-    def read(self, key: str) -> tuple[CacheEntry | None, CacheTierType | None, list[CacheTierType]]:
+    def read(
+        self, key: str, *, to_change: bool = False
+    ) -> tuple[CacheEntry | None, CacheTierType | None, list[CacheTierType]]:
         """The entry from the first tier that has it, which tier that was, and which ones did not have it.
 
-        Raises CacheUnavailableError if none has it, and the slowest that should know failed: that is no miss.
+        `to_change` is for who is about to change it. Raises CacheUnavailableError if none has it, and the
+        slowest that should know failed: that is no miss.
         """
         missed: list[CacheTierType] = []
         failed = False
         for level in self._pair.levels:
             if level.serves(key):
-                worked, entry = level.get(key)
+                if to_change:
+                    worked, entry = level.attempt("read", None, level.tier.get_to_change, key)
+                else:
+                    worked, entry = level.get(key)
                 if entry is not None:
                     return entry, level.name, missed
                 failed = not worked
@@ -232,6 +238,16 @@ class DiskTiers:
         if self._memory.enabled:
             pages.insert(0, self._memory.scan(after, limit, entry_filter, now_us))
         return _merge(pages, limit)
+
+    def sizes(self) -> dict[CacheTierType, int]:
+        """How many entries each disk tier holds.
+
+        What is being removed has left L3 first, and so counts in L2 no more.
+        """
+        sizes = {level.name: level.tier.size() for level in self.levels}
+        if self.l3.works and self.l2.is_complete:
+            sizes[self.l2.name] = min(sizes.values())
+        return sizes
 
     def entries(self, sizes: Mapping[CacheTierType, int]) -> int:
         """How many distinct entries the working tiers hold, given how many each tier holds."""

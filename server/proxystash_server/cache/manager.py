@@ -359,16 +359,17 @@ class CacheManager:
         """A snapshot of the statistics, which costs no scan of any tier."""
         states = {CacheTierType.L1: TierState.ACTIVE if self._stack.l1.enabled else TierState.DISABLED}
         states.update(self._stack.disk.states())
+        sizes = self._stack.sizes()
         facts = {
             tier.tier_type: TierFacts(
                 backend=tier.backend,
                 state=states[tier.tier_type],
-                entries=tier.size(),
+                entries=sizes[tier.tier_type],
                 max_entries=tier.config.max_entries or 0,
             )
             for tier in (self._stack.l1, self.l2_tier, self.l3_tier)
         }
-        entries = self._stack.disk.entries({tier: fact.entries for tier, fact in facts.items()})
+        entries = self._stack.disk.entries(sizes)
         return self._statistics.snapshot(self._clock(), facts, entries, self._l1.hits)
 
     def maintain(self) -> None:

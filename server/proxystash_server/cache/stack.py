@@ -93,8 +93,11 @@ class TierStack:
 
     def entries(self) -> int:
         """How many distinct entries there are."""
-        sizes = {tier.tier_type: tier.size() for tier in (self.l1, self.disk.l2.tier, self.disk.l3.tier)}
-        return self.disk.entries(sizes)
+        return self.disk.entries(self.sizes())
+
+    def sizes(self) -> dict[CacheTierType, int]:
+        """How many entries each tier holds."""
+        return {CacheTierType.L1: self.l1.size(), **self.disk.sizes()}
 
     def expired_key_sources(self) -> Iterator[Callable[[int, int], list[str]]]:
         """What finds expired keys, as a tier's `expired_keys` does, one tier after the other.
@@ -124,11 +127,13 @@ class TierStack:
         entry = self.l1.get(key)
         return self.find_below(key) if entry is None else (entry, None, [])
 
-    def find_below(self, key: str) -> tuple[CacheEntry | None, CacheTierType | None, list[CacheTierType]]:
+    def find_below(
+        self, key: str, *, to_change: bool = False
+    ) -> tuple[CacheEntry | None, CacheTierType | None, list[CacheTierType]]:
         """As `find`, of a key that L1 does not hold."""
         while True:
             flushes = self.access_log.flushes
-            entry, served_by, missed = self.disk.read(key)
+            entry, served_by, missed = self.disk.read(key, to_change=to_change)
             if entry is None:
                 if not missed and not self.l1.enabled:
                     raise CacheUnavailableError("no tier is able to answer; try again")
@@ -139,8 +144,8 @@ class TierStack:
                 return entry, served_by, missed
 
     def current(self, key: str) -> CacheEntry | None:
-        """The entry as it is now, expired or not, without using it."""
-        return self.find(key)[0]
+        """The entry as it is now, expired or not, for who is about to change it; not a use."""
+        return self.l1.get(key) or self.find_below(key, to_change=True)[0]
 
     def failures_of(self, keys: Iterable[str]) -> dict[str, int]:
         """The failure counts of the live entries among `keys`, as far as the tiers can tell."""

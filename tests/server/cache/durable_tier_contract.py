@@ -245,6 +245,17 @@ class DurableTierContract(TierContract):
         tier.apply([Write(f"key-{n}", stored(f"key-{n}", version=n + 1)) for n in range(1200)])
         assert tier.versions(tier.keys()) == {f"key-{n}": n + 1 for n in range(1200)}
 
+    def test_an_entry_is_the_same_to_who_is_about_to_change_it(self, make: MakeDurableTier) -> None:
+        tier = make()
+        put(tier, stored("key-1", failure_count=2, username=USERNAME))
+        for _ in range(2):
+            assert tier.get_to_change("key-1") == tier.get("key-1") is not None
+            assert tier.get_to_change("nothing") is None
+            put(tier, stored("key-1", source="after"))
+        tier.close()
+        with pytest.raises(TierError):
+            tier.get_to_change("key-1")
+
     def test_entries_that_have_failed_are_found_among_others(self, make: MakeDurableTier) -> None:
         tier = make()
         for key, failures in (("key-1", 0), ("key-2", 2), ("key-3", 1)):

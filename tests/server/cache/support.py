@@ -153,7 +153,19 @@ WRITES = frozenset(
         "open",
     ]
 )
-READS = frozenset(["get", "page", "keys", "versions", "backlog", "expired_keys", "__contains__"])
+READS = frozenset(
+    [
+        "get",
+        "get_to_change",
+        "failed_of",
+        "page",
+        "keys",
+        "versions",
+        "backlog",
+        "expired_keys",
+        "__contains__",
+    ]
+)
 EVERY_OPERATION = WRITES | READS
 
 

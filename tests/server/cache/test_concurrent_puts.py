@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -45,18 +46,22 @@ def together(manager: CacheManager, monkeypatch: pytest.MonkeyPatch) -> Iterator
     """Hold L3 up with a put of `first`; what is put inside the block waits until the block ends."""
     tier: DurableTier = manager.l3_tier
     apply = tier.apply
+    go_on = threading.Event()
     with ThreadPoolExecutor(20) as pool:
         puts = Together(manager, pool)
 
         def noting(writes: Sequence[Write]) -> list[Applied]:
             puts.stored.append(sorted(write.key for write in writes))
+            assert go_on.wait(30)
             return apply(writes)
 
         monkeypatch.setattr(tier, "apply", noting)
-        with tier._database._commits.lock:  # type: ignore[attr-defined]  # L3 is SQLite's
-            first = pool.submit(manager.put_many, [entry(manager, "first")])
+        first = pool.submit(manager.put_many, [entry(manager, "first")])
+        try:
             wait_until(lambda: bool(puts.stored))
             yield puts
+        finally:
+            go_on.set()
         assert first.result(30) == [EVERYWHERE]
 
 

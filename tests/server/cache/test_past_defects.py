@@ -154,7 +154,7 @@ def test_one_failed_read_of_the_only_tier_that_knows_is_not_a_miss(stash: Stash)
     put(manager, "key-1", "key-2")
     with broken(manager.l3_tier, {"get"}), pytest.raises(CacheUnavailableError):
         manager.get("key-1")
-    with broken(manager.l3_tier, {"get"}), pytest.raises(CacheUnavailableError):
+    with broken(manager.l3_tier, {"get_to_change"}), pytest.raises(CacheUnavailableError):
         manager.invalidate_by_health("key-1")
 
     assert manager.get("key-1") is not None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
 
 from proxystash_server.cache import CacheStatistics, CacheTierType, EntryFilter, L2BackendType, TierState
 from proxystash_server.cache.statistics import EvictionCause, StatisticsRecorder, TierFacts
+from proxystash_server.cache.tiers.base import Applied, Write
 from tests.server.cache.stash import Stash
 from tests.server.cache.support import START_US, SWITCHED_OFF, FakeMonotonic, bounded, put, run_in_threads
 
@@ -144,6 +146,23 @@ def test_a_snapshot_reads_each_size_once(stash: Stash) -> None:
     stash.validated = False
     statistics = manager.get_statistics()
     assert statistics.entries == statistics.l3_stats.entries
+
+
+def test_what_is_being_removed_counts_no_more(stash: Stash) -> None:
+    manager = stash.open()
+    put(manager, "key-1", "key-2")
+    apply = manager.l2_tier.apply
+    meanwhile: list[CacheStatistics] = []
+
+    def watched(writes: Sequence[Write]) -> list[Applied]:
+        meanwhile.append(manager.get_statistics())
+        return apply(writes)
+
+    manager.l2_tier.apply = watched  # type: ignore[method-assign]
+    manager.delete("key-1")
+    [statistics] = meanwhile
+    check_sums(statistics)
+    assert (statistics.entries, statistics.l2_stats.entries, statistics.l3_stats.entries) == (1, 1, 1)
 
 
 def test_snapshots_taken_while_everything_changes_add_up(stash: Stash) -> None:

@@ -267,6 +267,10 @@ class DurableTier(CacheTier):
     def delete(self, key: str) -> bool:
         return self.apply([Write(key, None)])[0].existed
 
+    def get_to_change(self, key: str) -> CacheEntry | None:
+        """As `get`, for who is about to change the entry: it may wait for a commit that is under way."""
+        return self.get(key)
+
     def failed_of(self, keys: Sequence[str]) -> dict[str, CacheEntry]:
         """The entries of those of `keys` that are held and have failed before, as `get` gives them."""
         found = ((key, self.get(key)) for key in keys)

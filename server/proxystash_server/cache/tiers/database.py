@@ -403,7 +403,7 @@ class Database:
         if writer is None:
             raise TierError("the database is closed")
         reach("sqlite.before_begin")
-        with translated():
+        try:
             self._end_idle_transactions()
             writer.execute("BEGIN IMMEDIATE")
             try:
@@ -424,8 +424,11 @@ class Database:
             reach("sqlite.after_commit")
             self._after_commit(True)
             # Writes into a file that was deleted or replaced succeed, and are lost.
-            if not self._is_in_place():
-                raise TierLostError(f"{self.path} was removed or replaced by another file")
+            in_place = self._is_in_place()
+        except (sqlite3.Error, OSError) as error:
+            raise _tier_error(error) from error
+        if not in_place:
+            raise TierLostError(f"{self.path} was removed or replaced by another file")
         return results
 
     def _end_idle_transactions(self) -> None:

@@ -37,7 +37,13 @@ from proxystash_server.cache.tiers.sqlite_record import (
     read_row,
     write_row,
 )
-from proxystash_server.cache.tiers.sqlite_storing import held_rows, store_rows, store_uses
+from proxystash_server.cache.tiers.sqlite_storing import (
+    held_row,
+    held_rows,
+    store_row,
+    store_rows,
+    store_uses,
+)
 
 # The id is for setting a row aside whose key may be what is damaged.
 _READ = f"{COLUMNS}, id"
@@ -200,6 +206,10 @@ class SQLiteCacheTier(DurableTier):
         row = self._database.read_one(_SELECT, key)
         return None if row is None else self._read(row)
 
+    def get_to_change(self, key: str) -> CacheEntry | None:
+        row = self._database.read_as_writer(lambda writer: writer.execute(_SELECT, (key,)).fetchone())
+        return None if row is None else self._read(row)
+
     def failed_of(self, keys: Sequence[str]) -> dict[str, CacheEntry]:
         statement, values = (
             (_SELECT_FAILED, keys) if len(keys) == 1 else (_SELECT_FAILED_OF_MANY, (json.dumps(keys),))
@@ -320,19 +330,16 @@ class SQLiteCacheTier(DurableTier):
     def _apply(
         self, connection: sqlite3.Connection, writes: Sequence[Write], rows: Sequence[Row | None]
     ) -> list[Applied]:
+        if len(writes) == 1:
+            return [self._apply_one(connection, writes[0], rows[0])]
         held = held_rows(connection, [write.key for write in writes])
         removed = [write.key for write in writes if write.entry is None and write.key in held]
         new = sum(write.entry is not None and write.key not in held for write in writes)
         one_key_each = len({write.key for write in writes}) == len(writes)
-        if len(writes) > 1 and not (one_key_each and self._room_in_transaction(new)):
+        if not (one_key_each and self._room_in_transaction(new)):
             # What one of them finds or makes go depends on those before it.
-            return [
-                self._apply(connection, [write], [row])[0] for write, row in zip(writes, rows, strict=True)
-            ]
-        evicted = self._make_room(connection, new)
-        if len(removed) == 1:
-            connection.execute(_DELETE, removed)
-        elif removed:
+            return [self._apply_one(connection, write, row) for write, row in zip(writes, rows, strict=True)]
+        if removed:
             connection.execute(_DELETE_MANY, (json.dumps(removed),))
         store_rows(connection, [row for row in rows if row is not None], held)
         self._entries_in_transaction += new - len(removed)
@@ -341,9 +348,25 @@ class SQLiteCacheTier(DurableTier):
         marks = [(write.key, write.version) for write in writes if write.for_backlog]
         if marks:
             connection.executemany(_MARK, marks)
-        if evicted:
-            return [Applied(write.key in held, tuple(evicted)) for write in writes]
         return [QUIETLY_APPLIED[write.key in held] for write in writes]
+
+    def _apply_one(self, connection: sqlite3.Connection, write: Write, row: Row | None) -> Applied:
+        key, _, version, for_backlog = write
+        held = held_row(connection, key)
+        evicted: Sequence[str] = ()
+        if row is not None:
+            if held is None:
+                evicted = self._make_room(connection, 1)
+                self._entries_in_transaction += 1
+            store_row(connection, row, held)
+        elif held is not None:
+            connection.execute(_DELETE, (key,))
+            self._entries_in_transaction -= 1
+        self._last_version_in_transaction = max(self._last_version_in_transaction, version)
+        if for_backlog:
+            connection.execute(_MARK, (key, version))
+        existed = held is not None
+        return Applied(existed, tuple(evicted)) if evicted else QUIETLY_APPLIED[existed]
 
     def _room_in_transaction(self, wanted: int) -> bool:
         most = self.config.max_entries

@@ -33,19 +33,32 @@ _USES_PER_STATEMENT = 4 * _ROWS_PER_STATEMENT
 _NO_USE: Row = (None,) * 6
 
 
+def held_row(connection: sqlite3.Connection, key: str) -> Row | None:
+    """The id of the row with this key and its values of FILTERED, if there is one."""
+    row: Row | None = connection.execute(_HELD, (key,)).fetchone()
+    return None if row is None else row[1:]
+
+
 def held_rows(connection: sqlite3.Connection, keys: Sequence[str]) -> dict[str, Row]:
-    """Those of the keys that have a row, with its id and the values of FILTERED."""
-    one = len(keys) == 1
-    rows = connection.execute(_HELD, keys) if one else connection.execute(_HELD_OF_MANY, (json.dumps(keys),))
-    return {row[0]: row[1:] for row in rows}
+    """Those of the keys that have a row, each with what `held_row` says of it."""
+    return {row[0]: row[1:] for row in connection.execute(_HELD_OF_MANY, (json.dumps(keys),))}
+
+
+def store_row(connection: sqlite3.Connection, row: Row, held: Row | None) -> None:
+    """Store a row as `write_row` makes it; `held` is what `held_row` says of its key in the same transaction.
+
+    A row in the place of another keeps its id, and with it its place in FIFO's order.
+    """
+    if held is None:
+        connection.execute(_INSERT_ONE, row)
+    elif _filtered_of(row) == held[1:]:
+        connection.execute(_REPLACE_ONE_BESIDE_FILTERED, (held[0], *row))
+    else:
+        connection.execute(_REPLACE_ONE, (held[0], *row))
 
 
 def store_rows(connection: sqlite3.Connection, rows: Sequence[Row], held: Mapping[str, Row]) -> None:
-    """Store rows as `write_row` makes them, no two with the same key.
-
-    `held` is what `held_rows` says of their keys in the same transaction. A row in the place of another keeps
-    its id, and with it its place in FIFO's order.
-    """
+    """`store_row` of each; no two have the same key."""
     new: list[Row] = []
     replacing: list[Row] = []
     replacing_filtered: list[Row] = []
@@ -109,3 +122,8 @@ def _use(rows: int) -> str:
         f"FROM (VALUES {', '.join(['(?, ?, ?, ?, ?, ?)'] * rows)}) AS used "
         "WHERE key = used.column1 AND version = used.column2"
     )
+
+
+_INSERT_ONE = _insert(1)
+_REPLACE_ONE = _replace(_REPLACED, 1)
+_REPLACE_ONE_BESIDE_FILTERED = _replace(_REPLACED_BESIDE_FILTERED, 1)
