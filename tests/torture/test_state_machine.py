@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from unittest import mock
 
 import pytest
 
-from proxystash_server.cache import disk
+from proxystash_server.cache import JsonlCacheTier
+from proxystash_server.cache.tiers.base import Applied, Write
 from tests.torture.machines import NAMES, run_machine
 from tests.torture.tally import Tally
 
@@ -24,9 +26,15 @@ def test_a_cache_keeps_to_the_model(name: str) -> None:
 
 
 def test_a_planted_bug_is_found() -> None:
-    """Given a cache that does not note on disk what a tier misses: the machine sees that they disagree."""
+    """Given an L2 that keeps what is deleted: the machine sees that the tiers disagree."""
+    apply = JsonlCacheTier.apply
+
+    def keeping(tier: JsonlCacheTier, writes: Sequence[Write]) -> list[Applied]:
+        stored = iter(apply(tier, [write for write in writes if write.entry is not None]))
+        return [Applied(existed=True) if write.entry is None else next(stored) for write in writes]
+
     with (
-        mock.patch.object(disk, "_for_backlog", list),
+        mock.patch.object(JsonlCacheTier, "apply", keeping),
         pytest.raises(AssertionError),
     ):
         run_machine("library-jsonl", Tally(), examples=200, shrink=False)
