@@ -172,7 +172,7 @@ def test_snapshots_taken_while_everything_changes_add_up(stash: Stash) -> None:
 
     def change() -> None:
         try:
-            for number in range(80):
+            for number in range(1000):
                 put(manager, f"key-{number % 20}")
                 manager.get(f"key-{(number * 7) % 20}")
                 if number % 9 == 0:
@@ -181,7 +181,8 @@ def test_snapshots_taken_while_everything_changes_add_up(stash: Stash) -> None:
             done.set()
 
     def watch() -> None:
-        while not done.is_set():
+        # Without a pause, the one who changes would hardly come to run.
+        while not done.wait(0.0002):
             snapshots.append(manager.get_statistics())
 
     run_in_threads(change, watch)
