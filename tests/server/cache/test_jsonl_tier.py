@@ -23,7 +23,7 @@ from proxystash_server.cache import (
 from proxystash_server.cache.access_log import Access
 from proxystash_server.cache.errors import TierError
 from proxystash_server.cache.tiers.base import EVERYTHING, Write
-from proxystash_server.cache.tiers.jsonl_shard import Segment
+from proxystash_server.cache.tiers.jsonl_shard import Segment, Slot
 from tests.server.cache.durable_tier_contract import ENCRYPTOR, DurableTierContract, as_is_and_reopened
 from tests.server.cache.invariants import check_files, check_line, check_tier
 from tests.server.cache.support import (
@@ -702,3 +702,28 @@ def test_a_bounded_tier_with_an_old_store_of_more_entries_is_over_capacity_only_
     tier = make(bounded(3, "fifo"))
     put(tier, stored("new", version=50))
     assert sorted(tier.keys()) == ["key-8", "key-9", "new"]
+
+
+def test_a_key_that_is_replaced_never_leaves_the_index(make: Make) -> None:
+    """A lookup that misses takes no lock, and may come at any moment."""
+    left: list[str] = []
+
+    class Watched(dict[str, Slot]):
+        def pop(self, key: str, *default: Any) -> Any:
+            left.append(key)
+            return super().pop(key, *default)
+
+        def __delitem__(self, key: str) -> None:
+            left.append(key)
+            super().__delitem__(key)
+
+    tier = make()
+    put(tier, stored("key-1"), stored("key-2"))
+    assert isinstance(tier, JsonlCacheTier)
+    for shard in tier._shards:
+        shard.index = Watched(shard.index)
+    put(tier, stored("key-1", source="after"))
+    assert left == []
+    tier.delete("key-2")
+    assert left == ["key-2"]
+    assert tier.keys() == ["key-1"]

@@ -444,12 +444,15 @@ class JsonlCacheTier(DurableTier):
                 index, live_bytes = file.shard.index, file.shard.live_bytes
                 growth -= len(index)
                 for key, slot in file.changes.items():
-                    held = index.pop(key, None)
+                    held = index.get(key)
                     if held is not None:
                         live_bytes -= held.length
                     if slot is not None:
+                        # In the place of what was there: a lookup may come at any moment.
                         index[key] = slot
                         live_bytes += slot.length
+                    elif held is not None:
+                        del index[key]
                 growth += len(index)
                 file.shard.live_bytes = live_bytes
             # Once, since it is read without the lock.
