@@ -247,8 +247,10 @@ class CacheManager:
         started = time.perf_counter_ns()
         found = self._l1.hit_many(keys, self._clock())
         served_by: list[CacheTierType | None] = [_L1] * len(found)
+        if not found:
+            return Lookups(found, served_by)
         if all(found):
-            self._l1_latency.record((time.perf_counter_ns() - started) // max(1, len(found)))
+            self._l1_latency.record((time.perf_counter_ns() - started) // len(found))
             return Lookups(found, served_by)
         for place, entry in enumerate(found):
             if entry is None:

@@ -148,6 +148,12 @@ def test_a_snapshot_reads_each_size_once(stash: Stash) -> None:
     assert statistics.entries == statistics.l3_stats.entries
 
 
+def test_a_batch_of_no_keys_is_no_read(stash: Stash) -> None:
+    manager = stash.open()
+    assert manager.lookup_many([]).entries == []
+    assert manager.get_statistics().l1_stats.read_latency.max_us == 0
+
+
 def test_what_is_being_removed_counts_no_more(stash: Stash) -> None:
     manager = stash.open()
     put(manager, "key-1", "key-2")
