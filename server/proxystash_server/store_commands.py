@@ -17,7 +17,7 @@ import typer
 from proxystash_server.settings import LoadedSettings, Settings
 
 if TYPE_CHECKING:
-    from proxystash_server.cache.check_report import Finding, Progress, Report
+    from proxystash_server.cache.stopped.report import Finding, Progress, Report
 
 _FAULTS: Final = 1
 _REFUSED: Final = 2
@@ -33,7 +33,9 @@ _Directory = Annotated[
 _Repair = Annotated[
     bool,
     typer.Option(
-        "--repair", help="Set bad records aside and settle what the tiers disagree on, then check again."
+        "--repair",
+        help="Set bad records aside, bring L3 what L2 has of them, empty an L2 that still differs from it, "
+        "and check again.",
     ),
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -55,15 +57,16 @@ def check(
 ) -> None:
     """Prove that the store of a stopped server is consistent, and say what is not.
 
-    Checks every checksum, seal, count and index, and the tiers against each other. Changes nothing unless
-    told to repair. What a crash left behind and the next start puts in order is told as a note.
+    Checks every checksum, seal, count and index, and L2 against L3 where the next start would take L2 as it
+    is. Changes nothing unless told to repair. What a crash left behind and the next start puts in order is
+    told as a note.
 
     Exit code: 0 if the store is consistent, 1 if it has faults, 2 if it could not be checked.
     """
     from proxystash_server.app import cache_config
-    from proxystash_server.cache.check import check_store
     from proxystash_server.cache.errors import CacheError
-    from proxystash_server.cache.repair import repair_store
+    from proxystash_server.cache.stopped.check import check_store
+    from proxystash_server.cache.stopped.repair import repair_store
     from proxystash_server.data_directory import DataDirectory, DataDirectoryError
 
     settings = _settings(loaded, directory)
@@ -92,14 +95,15 @@ def rotate_key(
 ) -> None:
     """Seal every stored username and password under a new key. The server must be stopped.
 
-    May be interrupted at any moment: run again, it finishes, and until then the old key stays where it is.
+    Changes that the slowest tier has missed are brought to it first. May be interrupted at any moment: run
+    again, it finishes, and until then the old key stays where it is.
 
     Exit code: 0 if everything is sealed under the new key, 1 if something failed on the way (run it again), 2
-    if it was refused and nothing was changed.
+    if it was refused and no key was changed.
     """
     from proxystash_server.app import cache_config
     from proxystash_server.cache.errors import CacheError, StoreError
-    from proxystash_server.cache.rotation import rotate_key
+    from proxystash_server.cache.stopped.rotation import rotate_key
     from proxystash_server.data_directory import DataDirectory, DataDirectoryError
 
     settings = _settings(loaded, directory)

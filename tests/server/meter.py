@@ -10,7 +10,7 @@ from types import FrameType
 
 import pytest
 
-from proxystash_server.cache.tiers.database import Database
+from proxystash_server.cache.tiers.sqlite.database import Database
 
 
 class Meter:

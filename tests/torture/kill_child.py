@@ -2,7 +2,7 @@
 
 Its argument is a Job as JSON. Its standard output has a JSON value in each line: first the store as it was
 found, then for each operation one line before it begins and one when it is acknowledged. The environment
-says where it is killed; see proxystash_server.cache.killpoints.
+says where it is killed; see proxystash_server.cache.ground.killpoints.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from proxystash_server.cache import CacheConfig, CacheManager, CacheTierConfig, L2BackendType
-from proxystash_server.cache.check import check_store
-from proxystash_server.cache.rotation import rotate_key
+from proxystash_server.cache.stopped.check import check_store
+from proxystash_server.cache.stopped.rotation import rotate_key
 from tests.torture.stores import (
     FakeMonotonic,
     LibraryDriver,

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from proxystash_server import cache
 from proxystash_server.cache import L2BackendType
-from proxystash_server.cache.killpoints import VARIABLE
+from proxystash_server.cache.ground.killpoints import VARIABLE
 from tests.torture.kill_child import KEYS, Job
 from tests.torture.model import Invalidated, Model, Seen, State
 from tests.torture.stores import BACKENDS, temporary_directory
@@ -38,7 +38,7 @@ def find_points() -> dict[str, frozenset[L2BackendType]]:
     points: dict[str, frozenset[L2BackendType]] = {}
     (root,) = cache.__path__
     for path in sorted(Path(root).rglob("*.py")):
-        backends = frozenset({L2BackendType.JSONL} if path.name.startswith("jsonl") else BACKENDS)
+        backends = frozenset({L2BackendType.JSONL} if path.parent.name == "jsonl" else BACKENDS)
         source = path.read_text()
         names = list(_REACH.finditer(source))
         assert path.name == "killpoints.py" or len(names) == source.count("reach("), (

@@ -56,6 +56,8 @@ class Model:
     def __init__(self, keys: Iterable[str], *, threshold: int) -> None:
         self.threshold = threshold
         self.possible: dict[str, Possible] = dict.fromkeys(keys, _ABSENT)
+        # By key what comes back if memory loses a change that stands nowhere else.
+        self._fallback: dict[str, Possible] = {}
 
     def put(self, key: str, new: State, now_us: int, *, healthy: bool = False, certain: bool = True) -> None:
         """A put. Unless the entry is healthy, the failures of what it replaces go on."""
@@ -63,7 +65,7 @@ class Model:
         counts = {seen.failures if seen else 0 for seen in _visible(before, now_us)}
         failures = {0} if healthy else {max(new.failures, count) for count in counts}
         after: Possible = frozenset(State(new.tag, count, new.expires_at_us) for count in failures)
-        self.possible[key] = after if certain else before | after
+        self._become(key, after, certain=certain)
 
     def put_blindly(self, key: str, new: State) -> None:
         """Also possible: the put could not read what it replaced, and counted from its own failures."""
@@ -71,7 +73,7 @@ class Model:
 
     def delete(self, key: str, *, certain: bool = True) -> None:
         """A delete."""
-        self.possible[key] = _ABSENT if certain else self.possible[key] | _ABSENT
+        self._become(key, _ABSENT, certain=certain)
 
     def clear(self, *, certain: bool = True) -> None:
         """A clear."""
@@ -98,7 +100,12 @@ class Model:
         }
         if not after:
             raise self._breach(key, f"invalidation told {answer}", missing=not answer.found)
-        self.possible[key] = frozenset(after)
+        self._become(key, frozenset(after), certain=True)
+
+    def may_fall_back(self, key: str, before: Possible) -> None:
+        """The last change of a key stands in memory alone: what was possible before it may come back."""
+        self._fallback[key] = before
+        self.possible[key] |= before
 
     def read(self, key: str, seen: Seen | None, now_us: int, *, lenient: bool = False, how: str = "") -> None:
         """A read and what it showed; `lenient` says that a miss says nothing, as where a tier is away."""
@@ -109,13 +116,16 @@ class Model:
         )
         if not explained:
             raise self._breach(key, f"{how or 'a read'} showed {seen}", missing=seen is None)
-        self.possible[key] = explained
+        if not lenient:
+            self._fallback.pop(key, None)
+        self.possible[key] = explained | self._fallback.get(key, frozenset())
 
     def time_passed(self, now_us: int) -> None:
         """What has expired by now may be removed at any time."""
-        for key, states in self.possible.items():
-            if any(state is not None and state.expires_at_us <= now_us for state in states):
-                self.possible[key] = states | _ABSENT
+        for possible in (self.possible, self._fallback):
+            for key, states in possible.items():
+                if any(state is not None and state.expires_at_us <= now_us for state in states):
+                    possible[key] = states | _ABSENT
 
     def known(self, key: str, now_us: int) -> Seen | None:
         """What a read must show now; only for a key without doubt."""
@@ -125,6 +135,11 @@ class Model:
     def in_doubt(self, key: str) -> bool:
         """Whether more than one state is possible."""
         return len(self.possible[key]) != 1
+
+    def _become(self, key: str, after: Possible, *, certain: bool) -> None:
+        if certain:
+            self._fallback.pop(key, None)
+        self.possible[key] = after if certain else self.possible[key] | after
 
     def _invalidated(self, state: State | None, now_us: int) -> tuple[Invalidated, Possible]:
         seen = state and state.seen_at(now_us)

@@ -16,13 +16,13 @@ from proxystash_server.cache import (
     CacheConfig,
     CacheEntry,
     CacheManager,
+    CacheTier,
     CacheTierConfig,
     CacheUnavailableError,
     EntryFilter,
     HealthStatus,
     L2BackendType,
 )
-from proxystash_server.cache.disk import DiskTiers
 from tests.torture.model import Invalidated, Seen
 
 BACKENDS: Final = tuple(L2BackendType)
@@ -81,38 +81,53 @@ def make_config(
 @contextmanager
 def eager_compaction() -> Iterator[None]:
     """Let a shard be compacted when little of it is garbage."""
-    with mock.patch("proxystash_server.cache.tiers.jsonl_shard._GARBAGE_WORTH_COMPACTING", 512):
+    with mock.patch("proxystash_server.cache.tiers.jsonl.shard._GARBAGE_WORTH_COMPACTING", 512):
         yield
 
 
-def disk_of(manager: CacheManager) -> DiskTiers:
-    """The disk tiers inside a manager."""
-    return manager._stack.disk
+def l3_knows_all(manager: CacheManager) -> bool:
+    """Whether L3 works, has missed nothing, and has lost nothing: then whatever is asked has one answer."""
+    return manager._authority.knows_all and not manager._authority.is_incomplete
 
 
 def is_complete(manager: CacheManager) -> bool:
-    """Whether every disk tier works and has missed nothing."""
-    return all(level.is_complete for level in disk_of(manager).levels if level.enabled)
+    """Whether nothing is wrong any more: L3 knows all, L2 works, and all that it holds may be asked for."""
+    cache = manager._cache
+    return l3_knows_all(manager) and cache.works and not cache.doubted
 
 
 def disagreements(manager: CacheManager) -> list[str]:
-    """Where the tiers of an idle manager contradict each other or themselves, the backlogs aside."""
-    disk = disk_of(manager)
-    l2, l3 = disk.l2.tier, disk.l3.tier
-    in_l2, in_l3 = l2.versions(l2.keys()), l3.versions(l3.keys())
+    """Where the tiers of an idle manager contradict each other or themselves.
+
+    Whoever answers for a key must have what L3 has, unless L3 has missed the last change of that key.
+    """
+    authority, cache, missed = manager._authority, manager._cache, manager._authority.missed
+    if not authority.works:
+        return []
+    tiers = [manager.l1_tier, *([manager.l2_tier] if cache.works else []), manager.l3_tier]
+    held = {tier: _versions(tier) for tier in tiers}
+    in_l3 = held[manager.l3_tier]
     found = [
-        f"L2 holds version {version} of {key!r}, L3 {in_l3.get(key)}"
-        for key, version in in_l2.items()
-        if version != in_l3.get(key) and disk.l2.serves(key) and disk.l3.serves(key)
+        f"{tier.tier_type} holds version {version} of {key!r}, L3 {in_l3.get(key)}"
+        for tier, versions in held.items()
+        for key, version in versions.items()
+        if version != in_l3.get(key)
+        and not missed.covers(key)
+        and (tier is not cache.tier or cache.serves(key))
     ]
-    for key in manager.l1_tier.keys():  # noqa: SIM118 -- no dict
-        entry = manager.l1_tier.get(key)
-        if entry is not None and disk.l3.serves(key) and entry.version != in_l3.get(key):
-            found.append(f"L1 holds version {entry.version} of {key!r}, L3 {in_l3.get(key)}")
-    for tier, held in ((l2, in_l2), (l3, in_l3)):
-        if tier.size() != len(held):
-            found.append(f"{tier.tier_type} says that it holds {tier.size()} entries, and holds {len(held)}")
+    found += [
+        f"{tier.tier_type} says that it holds {tier.size()} entries, and holds {len(versions)}"
+        for tier, versions in held.items()
+        if tier.size() != len(versions)
+    ]
+    if missed.path.exists() and not missed.pending:
+        found.append("the journal is there, though L3 has missed nothing")
     return found
+
+
+def _versions(tier: CacheTier) -> dict[str, int]:
+    entries = map(tier.get, tier.keys())
+    return {entry.key: entry.version for entry in entries if entry is not None}
 
 
 # -- entries that prove what they are: the tag stands in the source, in a label, and in the password

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from proxystash import _convert
+from proxystash import _convert, messages
 from proxystash._batches import PutBatch
 from proxystash.models import (
     CacheEntry,
@@ -59,7 +59,7 @@ def get_many(
 def put(entry: CacheEntry) -> Operation[pb.PutRequest, pb.PutResponse, PutResult]:
     request = pb.PutRequest(entry=_convert.entry_to_message(entry))
     return Operation(
-        request, _convert.put_result, repeatable=True, locate=lambda field: field.removeprefix("entry.")
+        request, messages.read_put_result, repeatable=True, locate=lambda field: field.removeprefix("entry.")
     )
 
 
@@ -89,12 +89,12 @@ def invalidate_by_health(
 ) -> Operation[pb.InvalidateByHealthRequest, pb.InvalidateByHealthResponse, InvalidationResult]:
     # Each one counts.
     request = pb.InvalidateByHealthRequest(key=_convert.checked_key(key))
-    return Operation(request, _convert.invalidation_result, repeatable=False)
+    return Operation(request, messages.read_invalidation_result, repeatable=False)
 
 
 def stats() -> Operation[pb.GetStatsRequest, pb.GetStatsResponse, CacheStatistics]:
     return Operation(
-        pb.GetStatsRequest(), lambda response: _convert.statistics(response.statistics), repeatable=True
+        pb.GetStatsRequest(), lambda response: messages.read_statistics(response.statistics), repeatable=True
     )
 
 

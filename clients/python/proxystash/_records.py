@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from proxystash.models import CacheEntry, HealthMonitoring, HealthStatus
+from proxystash.compiled import compile_function, field_sources
+from proxystash.models import MAX_INT32, MAX_INT64, CacheEntry, HealthMonitoring, HealthStatus, Int32, Int64
 from proxystash.proxies import InvalidProxyUrl, ProxyAddress, cache_key, is_ipv6, parse_proxy_url, redact
 
 Record = Mapping[str, object]
 
 _DEFAULT_SCHEME = "http"
 _MAX_KEY_BYTES = 256
-_MAX_INT32 = 2**31 - 1
-_MAX_INT64 = 2**63 - 1
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _EPOCH = re.compile(r"-?[0-9]+(?:\.[0-9]*)?")
 _INTEGER = re.compile(r"-?[0-9]{1,19}")
@@ -36,24 +36,7 @@ def entry_from_record(record: Record, *, now: datetime) -> CacheEntry:
 
     Unknown fields are ignored. The key is always set. Raises UnusableRecordError.
     """
-    address = _address(record)
-    fetch_time, ttl, expires_at = _lifetime(record, now)
-    return CacheEntry(
-        proxy_url=address.url,
-        key=_key(record) or cache_key(address.url, address.username),
-        username=address.username,
-        password=address.password,
-        source=_text(record, "source") or "",
-        fetch_time=fetch_time,
-        ttl=ttl,
-        expires_at=expires_at,
-        last_accessed=_time(record, "last_accessed"),
-        access_count=_count(record, "access_count", _MAX_INT64),
-        health_status=_health_status(record),
-        failure_count=_count(record, "failure_count", _MAX_INT32),
-        health_monitoring=_health_monitoring(record),
-        labels=_labels(record),
-    )
+    return _read_entry(record, _address(record), *_lifetime(record, now))
 
 
 def record_from_entry(entry: CacheEntry, *, include_credentials: bool) -> dict[str, object]:
@@ -63,29 +46,14 @@ def record_from_entry(entry: CacheEntry, *, include_credentials: bool) -> dict[s
     """
     address = parse_proxy_url(entry.proxy_url)
     username = entry.username or address.username
-    record: dict[str, object] = {
-        "proxy_url": address.url,
-        "key": entry.key or cache_key(address.url, username),
-    }
-    if include_credentials:
-        record |= _without_unset(username=username, password=entry.password or address.password)
-    record |= _without_unset(
-        source=entry.source,
-        fetch_time=time_text(entry.fetch_time),
-        ttl_seconds=_seconds(entry.ttl),
-        expires_at=time_text(entry.expires_at),
-        last_accessed=time_text(entry.last_accessed),
-    )
-    record |= {
-        "access_count": entry.access_count,
-        "health_status": entry.health_status.value,
-        "failure_count": entry.failure_count,
-    }
+    record = _write_entry(entry)
+    record["proxy_url"] = address.url
+    record["key"] = entry.key or cache_key(address.url, username)
+    record["username"] = username if include_credentials else None
+    record["password"] = (entry.password or address.password) if include_credentials else None
     if entry.health_monitoring is not None:
         record["health_monitoring"] = _monitoring_record(entry.health_monitoring, include_credentials)
-    if entry.labels:
-        record["labels"] = dict(entry.labels)
-    return record
+    return _without_unset(record)
 
 
 def as_utc(time: datetime) -> datetime:
@@ -213,33 +181,17 @@ def _health_status(record: Record) -> HealthStatus:
 def _health_monitoring(record: Record) -> HealthMonitoring | None:
     inner = _object(record, "health_monitoring")
     if inner is not None:
-        return HealthMonitoring(
-            last_health_check=_time(inner, "last_health_check"),
-            consecutive_health_failures=_count(inner, "consecutive_health_failures", _MAX_INT32),
-            consecutive_health_successes=_count(inner, "consecutive_health_successes", _MAX_INT32),
-            recovery_attempt=_count(inner, "recovery_attempt", _MAX_INT32),
-            next_check_time=_time(inner, "next_check_time"),
-            last_health_error=_text(inner, "last_health_error"),
-            total_health_checks=_count(inner, "total_health_checks", _MAX_INT64),
-            total_health_check_failures=_count(inner, "total_health_check_failures", _MAX_INT64),
-        )
+        return _read_monitoring(inner)
     last_checked = _time(record, "last_checked")
     return None if last_checked is None else HealthMonitoring(last_health_check=last_checked)
 
 
 def _monitoring_record(monitoring: HealthMonitoring, include_credentials: bool) -> dict[str, object]:
+    record = _write_monitoring(monitoring)
     error = monitoring.last_health_error
-    return _without_unset(
-        last_health_check=time_text(monitoring.last_health_check),
-        next_check_time=time_text(monitoring.next_check_time),
-        last_health_error=error if include_credentials or error is None else redact(error),
-    ) | {
-        "consecutive_health_failures": monitoring.consecutive_health_failures,
-        "consecutive_health_successes": monitoring.consecutive_health_successes,
-        "recovery_attempt": monitoring.recovery_attempt,
-        "total_health_checks": monitoring.total_health_checks,
-        "total_health_check_failures": monitoring.total_health_check_failures,
-    }
+    if error is not None and not include_credentials:
+        record["last_health_error"] = redact(error)
+    return _without_unset(record)
 
 
 def _labels(record: Record) -> dict[str, str]:
@@ -331,5 +283,61 @@ def _seconds(duration: timedelta | None) -> float | int | None:
     return int(seconds) if seconds.is_integer() else seconds
 
 
-def _without_unset(**values: object) -> dict[str, object]:
-    return {name: value for name, value in values.items() if value is not None and value != ""}
+def _without_unset(record: Record) -> dict[str, object]:
+    return {name: value for name, value in record.items() if value is not None and value != ""}
+
+
+# How a value gets out of a record, by its field's name or else its type.
+_READ: Mapping[object, str] = {
+    "proxy_url": "address.url",
+    "key": "_key(record) or cache_key(address.url, address.username)",
+    "username": "address.username",
+    "password": "address.password",
+    "fetch_time": "fetch_time",
+    "ttl": "ttl",
+    "expires_at": "expires_at",
+    "evicted_from_l1": "False",
+    str: "_text(record, {0!r}) or ''",
+    str | None: "_text(record, {0!r})",
+    datetime | None: "_time(record, {0!r})",
+    Int32: f"_count(record, {{0!r}}, {MAX_INT32})",
+    Int64: f"_count(record, {{0!r}}, {MAX_INT64})",
+    HealthStatus: "_health_status(record)",
+    HealthMonitoring | None: "_health_monitoring(record)",
+    Mapping[str, str]: "_labels(record)",
+}
+# And what it is in one; None and an empty text are left out.
+_WRITE: Mapping[object, str] = {
+    **dict.fromkeys((str, str | None, Int32, Int64), "model.{0}"),
+    "evicted_from_l1": "",
+    datetime | None: "time_text(model.{0})",
+    timedelta | None: "_seconds(model.{0})",
+    HealthStatus: "model.{0}.value",
+    HealthMonitoring | None: "model.{0}",
+    Mapping[str, str]: "dict(model.{0}) or None",
+}
+
+
+def _reader(model: type, parameters: str) -> Callable[..., Any]:
+    values = ", ".join(field_sources(model, _READ).values())
+    name = model.__name__
+    return compile_function(f"read_{name}({parameters})", [f"return {name}({values})"], globals())
+
+
+def _writer(model: type, key: Callable[[str], bool] = bool) -> Callable[[Any], dict[str, object]]:
+    """Makes a record, its fields sorted by `key`."""
+    values = field_sources(model, _WRITE)
+    pairs = [
+        f"{'ttl_seconds' if name == 'ttl' else name!r}: {values[name]}" for name in sorted(values, key=key)
+    ]
+    return compile_function(f"write_{model.__name__}(model)", [f"return {{{', '.join(pairs)}}}"], globals())
+
+
+def _is_always_set(name: str) -> bool:
+    return getattr(HealthMonitoring(), name) is not None
+
+
+_read_monitoring: Callable[[Record], HealthMonitoring] = _reader(HealthMonitoring, "record")
+_read_entry: Callable[..., CacheEntry] = _reader(CacheEntry, "record, address, fetch_time, ttl, expires_at")
+_write_monitoring = _writer(HealthMonitoring, key=_is_always_set)
+_write_entry = _writer(CacheEntry)

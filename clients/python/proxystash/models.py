@@ -9,8 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Annotated, Final
 
 from proxystash.proxies import redact, redact_url
+
+MAX_INT32: Final = 2**31 - 1
+MAX_INT64: Final = 2**63 - 1
+# Counts, none negative, as wide as the contract has them.
+Int32 = Annotated[int, MAX_INT32]
+Int64 = Annotated[int, MAX_INT64]
+
+# Marks a field that a client is told and does not say.
+SET_BY_SERVER: Final = {"set_by": "server"}
 
 
 class HealthStatus(StrEnum):
@@ -44,13 +54,13 @@ class HealthMonitoring:
     """What a health checker keeps about a proxy."""
 
     last_health_check: datetime | None = None
-    consecutive_health_failures: int = 0
-    consecutive_health_successes: int = 0
-    recovery_attempt: int = 0
+    consecutive_health_failures: Int32 = 0
+    consecutive_health_successes: Int32 = 0
+    recovery_attempt: Int32 = 0
     next_check_time: datetime | None = None
     last_health_error: str | None = None
-    total_health_checks: int = 0
-    total_health_check_failures: int = 0
+    total_health_checks: Int64 = 0
+    total_health_check_failures: Int64 = 0
 
     def __repr__(self) -> str:
         return _redacted_repr(self)
@@ -71,12 +81,12 @@ class CacheEntry:
     source: str = ""
     fetch_time: datetime | None = None
     ttl: timedelta | None = None
-    expires_at: datetime | None = None
-    last_accessed: datetime | None = None
-    access_count: int = 0
+    expires_at: datetime | None = field(default=None, metadata=SET_BY_SERVER)
+    last_accessed: datetime | None = field(default=None, metadata=SET_BY_SERVER)
+    access_count: Int64 = field(default=0, metadata=SET_BY_SERVER)
     health_status: HealthStatus = HealthStatus.UNKNOWN
-    failure_count: int = 0
-    evicted_from_l1: bool = False
+    failure_count: Int32 = 0
+    evicted_from_l1: bool = field(default=False, metadata=SET_BY_SERVER)
     health_monitoring: HealthMonitoring | None = None
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
 

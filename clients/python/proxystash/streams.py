@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 import grpc
 
-from proxystash import _convert
 from proxystash._retry import Attempts, Backoff, RetryPolicy
 from proxystash._status import deadline_error, error_from_rpc
 from proxystash.errors import ProxystashError, UnavailableError
+from proxystash.messages import read_statistics
 from proxystash.models import StatsUpdate
 from proxystash.v1 import cache_service_pb2 as pb
 
@@ -59,7 +59,7 @@ class Progress:
         """Count a snapshot in."""
         update = StatsUpdate(
             sequence=message.sequence,
-            statistics=_convert.statistics(message.statistics),
+            statistics=read_statistics(message.statistics),
             missed=max(0, message.sequence - self._sequence - 1),
             resumed=self._resuming,
         )

@@ -1,6 +1,8 @@
 """The tiered cache of proxies as a library, with the public names of proxywhirl.cache."""
 
 from proxystash.models import HealthMonitoring, HealthStatus, TierState
+from proxystash_server.cache.coherence.feed import Change, ChangeKind
+from proxystash_server.cache.coherence.plan import Invalidation
 from proxystash_server.cache.config import (
     CacheConfig,
     CacheTierConfig,
@@ -8,8 +10,11 @@ from proxystash_server.cache.config import (
     Durability,
     L2BackendType,
 )
-from proxystash_server.cache.credentials import CredentialEncryptor
-from proxystash_server.cache.entry import CacheEntry, keep_encoded
+from proxystash_server.cache.counting.latency import LatencySummary
+from proxystash_server.cache.counting.statistics import CacheStatistics, TierStatistics
+from proxystash_server.cache.entry.credentials import CredentialEncryptor
+from proxystash_server.cache.entry.entry import CacheEntry, keep_encoded
+from proxystash_server.cache.entry.limits import check_key
 from proxystash_server.cache.errors import (
     CacheClosedError,
     CacheError,
@@ -19,17 +24,15 @@ from proxystash_server.cache.errors import (
     StoreError,
     StoreFormatError,
 )
-from proxystash_server.cache.latency import LatencySummary
-from proxystash_server.cache.limits import check_key
-from proxystash_server.cache.manager import CacheManager, Invalidation, Lookup, Lookups
-from proxystash_server.cache.statistics import CacheStatistics, TierStatistics
-from proxystash_server.cache.tiers.base import CacheTier, DurableTier, EntryFilter
-from proxystash_server.cache.tiers.jsonl import JsonlCacheTier
+from proxystash_server.cache.manager import CacheManager, Lookup, Lookups
+from proxystash_server.cache.periodic import TTLManager
+from proxystash_server.cache.tiers.base import AuthorityTier, CacheTier, DiskTier, EntryFilter, Page
+from proxystash_server.cache.tiers.jsonl.tier import JsonlCacheTier
 from proxystash_server.cache.tiers.memory import MemoryCacheTier
-from proxystash_server.cache.tiers.sqlite import SQLiteCacheTier
-from proxystash_server.cache.ttl import TTLManager
+from proxystash_server.cache.tiers.sqlite.tier import SQLiteCacheTier
 
 __all__ = [
+    "AuthorityTier",
     "CacheClosedError",
     "CacheConfig",
     "CacheEntry",
@@ -40,9 +43,11 @@ __all__ = [
     "CacheTierConfig",
     "CacheTierType",
     "CacheUnavailableError",
+    "Change",
+    "ChangeKind",
     "CredentialEncryptor",
+    "DiskTier",
     "Durability",
-    "DurableTier",
     "EncryptionKeyError",
     "EntryFilter",
     "HealthMonitoring",
@@ -55,6 +60,7 @@ __all__ = [
     "Lookup",
     "Lookups",
     "MemoryCacheTier",
+    "Page",
     "SQLiteCacheTier",
     "StoreError",
     "StoreFormatError",

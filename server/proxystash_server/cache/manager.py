@@ -1,56 +1,67 @@
-"""CacheManager: what happens across the tiers."""
+"""CacheManager: the cache as its users see it."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
-from proxystash.models import HealthMonitoring, HealthStatus, TierState
+from proxystash.models import HealthMonitoring, HealthStatus
 from proxystash.proxies import InvalidProxyUrl, cache_key, key_of
 from proxystash_server.cache import transfer
-from proxystash_server.cache.access_log import AccessLog, combine
-from proxystash_server.cache.config import CacheConfig, CacheTierType
-from proxystash_server.cache.credentials import CredentialEncryptor
-from proxystash_server.cache.entry import (
-    CacheEntry,
-    Clock,
-    accessed,
-    make_entry,
-    read_address,
-    stamped,
-    wall_clock,
-    with_health,
-)
-from proxystash_server.cache.errors import CacheClosedError, CacheUnavailableError, InvalidEntryError
-from proxystash_server.cache.keylocks import KeyLocks
-from proxystash_server.cache.level import WriteOutcome
-from proxystash_server.cache.limits import SECOND_US, check_key, check_ttl, checked_credential
-from proxystash_server.cache.maintenance import Maintenance
-from proxystash_server.cache.puts import Puts, StoredIn
-from proxystash_server.cache.setup import make_disk_pair, unlock
-from proxystash_server.cache.stack import TierStack
-from proxystash_server.cache.statistics import (
+from proxystash_server.cache.coherence.authority import Authority
+from proxystash_server.cache.coherence.changes import Changes, StoredIn
+from proxystash_server.cache.coherence.disk_cache import DiskCache
+from proxystash_server.cache.coherence.feed import Listener
+from proxystash_server.cache.coherence.missed import MissedChanges
+from proxystash_server.cache.coherence.plan import Invalidation, Put, Rules
+from proxystash_server.cache.coherence.reads import Reads
+from proxystash_server.cache.coherence.recovery import Recovery
+from proxystash_server.cache.coherence.uses import UseLog
+from proxystash_server.cache.config import CacheConfig, CacheTierType, Durability
+from proxystash_server.cache.counting.statistics import (
     CacheStatistics,
     EvictionCause,
     SilentStatistics,
     StatisticsRecorder,
     TierFacts,
 )
+from proxystash_server.cache.entry.credentials import CredentialEncryptor
+from proxystash_server.cache.entry.entry import (
+    CacheEntry,
+    Clock,
+    accessed,
+    make_entry,
+    read_address,
+    wall_clock,
+)
+from proxystash_server.cache.entry.limits import SECOND_US, check_key, check_ttl, checked_credential
+from proxystash_server.cache.errors import CacheClosedError, CacheUnavailableError, InvalidEntryError
+from proxystash_server.cache.ground.keylocks import KeyLocks
+from proxystash_server.cache.periodic import (
+    MAINTENANCE_SECONDS,
+    PeriodicWork,
+    TTLManager,
+    while_held,
+)
+from proxystash_server.cache.setup import guard_tiers, missed_changes_path, unlock
 from proxystash_server.cache.tiers.base import (
     EXPIRY_BATCH,
     CacheTier,
-    DurableTier,
+    DiskTier,
     EntryFilter,
     Page,
+    Write,
     whole_page,
 )
 from proxystash_server.cache.tiers.memory import MemoryCacheTier
-from proxystash_server.cache.ttl import TTLManager
 
 logger = logging.getLogger(__name__)
+
+_MOST_POSTPONED: Final = 10_000
 
 
 class Lookup(NamedTuple):
@@ -65,15 +76,6 @@ class Lookups(NamedTuple):
 
     entries: list[CacheEntry | None]
     served_by: list[CacheTierType | None]
-
-
-class Invalidation(NamedTuple):
-    """What recording a failure did."""
-
-    found: bool
-    evicted: bool
-    health_status: HealthStatus | None
-    failure_count: int
 
 
 _MISS = Lookup(None, None)
@@ -115,16 +117,42 @@ class CacheManager:
         self._statistics = recorder(clock(), monotonic)
         self.encryptor: CredentialEncryptor
         self.encryptor, keep_key_file = unlock(config)
-        access_log = AccessLog()
-        l1 = MemoryCacheTier(config.l1_config, CacheTierType.L1, access_log, clock)
-        pair = make_disk_pair(config, self.encryptor, clock, monotonic, self._statistics, self._on_corruption)
-        self._l1 = l1
+        uses = self._uses = UseLog()
+        self._l1 = MemoryCacheTier(config.l1_config, CacheTierType.L1, uses, clock)
         self._l1_latency = self._statistics.latency(CacheTierType.L1, "read")
-        self._stack = TierStack(l1, pair, access_log, self._locks, self._statistics, clock, keep_key_file)
-        self._puts = Puts(self._stack, self._locks, self._check_open)
-        self._stack.open()
-        self._maintenance = Maintenance(self) if background else None
-        if self._maintenance is not None:
+        tiers = guard_tiers(config, self.encryptor, clock, monotonic, self._statistics, self._on_corruption)
+        self._l2, self._l3 = tiers.l2.tier, tiers.l3.tier
+        self._cache = DiskCache(tiers.cache)
+        missed = MissedChanges(
+            missed_changes_path(config), self.encryptor, sync=config.durability is Durability.FULL
+        )
+        self._authority = Authority(tiers.authority, missed, memory_keeps=config.l1_config.enabled)
+        self._reads = Reads(self._l1, uses, self._cache, self._authority, (tiers.l2, tiers.l3))
+        self._changes = Changes(
+            self._authority,
+            self._cache,
+            self._l1,
+            uses,
+            self._reads,
+            self._locks,
+            self._statistics,
+            clock,
+            Rules(config.failure_threshold, config.health_check_invalidation),
+            self._check_open,
+        )
+        self._recovery = Recovery(
+            self._authority, self._cache, self._l1, self._changes, self._reads, keep_key_file
+        )
+        # Keys whose copy into L2, or whose removal, a get left undone, because it would have waited for the
+        # writes of other keys. What falls off the end is done by a later get, or by the cleaner.
+        self._postponed: deque[str] = deque(maxlen=_MOST_POSTPONED)
+        damaged = self._recovery.open()
+        if damaged:
+            logger.warning("damaged lines in the journal", extra={"path": str(missed.path), "lines": damaged})
+        self._maintenance = PeriodicWork(
+            "proxystash-maintenance", MAINTENANCE_SECONDS, while_held(self.maintain)
+        )
+        if background:
             self._maintenance.start()
         self.ttl_manager: TTLManager | None = None
         if config.enable_background_cleanup:
@@ -136,22 +164,27 @@ class CacheManager:
     @property
     def l1_tier(self) -> CacheTier:
         """The memory tier."""
-        return self._stack.l1
+        return self._l1
 
     @property
-    def l2_tier(self) -> DurableTier:
+    def l2_tier(self) -> DiskTier:
         """The faster disk tier."""
-        return self._stack.disk.l2.tier
+        return self._l2
 
     @property
-    def l3_tier(self) -> DurableTier:
+    def l3_tier(self) -> DiskTier:
         """The database tier."""
-        return self._stack.disk.l3.tier
+        return self._l3
 
     @property
     def statistics(self) -> CacheStatistics:
         """A snapshot of the statistics."""
         return self.get_statistics()
+
+    @property
+    def failure_threshold(self) -> int:
+        """The failure at which an entry is evicted."""
+        return self.config.failure_threshold
 
     # -- entries
 
@@ -268,12 +301,13 @@ class CacheManager:
         """As many of `list_entries` as are found quickly, perhaps none, and where to go on. Not a use."""
         self._check_open()
         while True:
-            flushes = self._stack.access_log.flushes
-            page = self._stack.disk.scan(after, limit, entry_filter, self._clock())
-            current = [combine(entry, self._stack.access_log.peek(entry.key)) for entry in page.entries]
-            # A flush in between may have taken counts out of the log that the page does not have yet.
-            if flushes == self._stack.access_log.flushes:
-                return Page(current, page.next_after)
+            page = self._reads.scan(after, limit, entry_filter, self._clock())
+            if not self._authority.is_incomplete:
+                return page
+            # Damage came to light: what the others hold of it is brought back before anybody misses it.
+            self._recovery.refill()
+            if self._authority.is_incomplete:
+                raise CacheUnavailableError("a tier failed while its entries were listed; try again")
 
     # -- changing
 
@@ -297,22 +331,13 @@ class CacheManager:
         """Remove an entry from every tier; whether any held it."""
         self._check_open()
         check_key(key)
-        with self._locks.hold(key):
-            held = bool(self._stack.remove([key]))
-        if held:
-            self._statistics.record_removals(1)
-        return held
+        return self._changes.delete(key)
 
     def clear(self) -> int:
         """Remove every entry from every tier; how many distinct ones there were."""
         self._check_open()
-        with self._locks.hold_all():
-            count = self._stack.entries()
-            if not self._stack.disk.clear():
-                raise CacheUnavailableError("no tier could take the change; try again")
-            self._stack.l1.clear()
-            self._stack.access_log.clear()
-            self._statistics.record_removals(count)
+        count = self._changes.clear(lambda: self._reads.entries(self._reads.sizes()))
+        self._statistics.record_removals(count)
         return count
 
     def invalidate_by_health(self, key: str) -> Invalidation:
@@ -322,46 +347,44 @@ class CacheManager:
         """
         self._check_open()
         check_key(key)
-        outcome = WriteOutcome()
-        with self._locks.hold(key):
-            entry = self._stack.current(key)
-            if entry is not None and self._stack.is_expired(entry):
-                self._stack.remove_expired([key])
-                entry = None
-            if entry is None:
-                return Invalidation(False, False, None, 0)
-            failures = entry.failure_count + 1
-            evict = self.config.health_check_invalidation and failures >= self.config.failure_threshold
-            if evict:
-                self._statistics.record_evictions(EvictionCause.HEALTH, self._stack.remove([key]))
-            else:
-                changed = with_health(entry, HealthStatus.UNHEALTHY, failures)
-                changed = stamped(changed, key, self._stack.versions.next(), failures, entry.sealed)
-                outcome = self._stack.rewrite(entry, changed)
-        self._stack.drop_evicted(outcome)
-        if evict:
-            logger.info("entry evicted by health", extra={"key": key, "failure_count": failures})
-        return Invalidation(True, evict, HealthStatus.UNHEALTHY, failures)
+        done = self._changes.report_failure(key)
+        if not done.found and self._authority.is_incomplete:
+            # What was found instead of the entry is damage, which others may make good.
+            self._recovery.refill()
+            done = self._changes.report_failure(key)
+        return done
 
     def cleanup_expired(self) -> int:
         """Remove every expired entry, a batch at a time; how many distinct ones there were."""
         removed = 0
         self._check_open()
-        for expired_keys in self._stack.expired_key_sources():
+        for expired_keys in self._reads.expired_key_sources():
             while keys := expired_keys(self._clock(), EXPIRY_BATCH):
-                expired = self._expire(keys)
+                expired = self._changes.expire(keys)
                 removed += expired
                 if not expired:
                     break
         return removed
 
+    def subscribe(self, listener: Listener) -> int:
+        """Tell `listener` every change from now on; the revision of the last change before.
+
+        It is called with the changes of a group, in the order of their revisions, when they are committed and
+        every read sees them, before they are acknowledged and while their keys are locked: it must be quick,
+        and must not call the cache.
+        """
+        return self._changes.subscribe(listener)
+
+    def unsubscribe(self, listener: Listener) -> None:
+        """Tell `listener` no more."""
+        self._changes.unsubscribe(listener)
+
     # -- the cache as a whole
 
     def get_statistics(self) -> CacheStatistics:
         """A snapshot of the statistics, which costs no scan of any tier."""
-        states = {CacheTierType.L1: TierState.ACTIVE if self._stack.l1.enabled else TierState.DISABLED}
-        states.update(self._stack.disk.states())
-        sizes = self._stack.sizes()
+        states = self._reads.states()
+        sizes = self._reads.sizes()
         facts = {
             tier.tier_type: TierFacts(
                 backend=tier.backend,
@@ -369,18 +392,21 @@ class CacheManager:
                 entries=sizes[tier.tier_type],
                 max_entries=tier.config.max_entries or 0,
             )
-            for tier in (self._stack.l1, self.l2_tier, self.l3_tier)
+            for tier in (self._l1, self._l2, self._l3)
         }
-        entries = self._stack.disk.entries(sizes)
-        return self._statistics.snapshot(self._clock(), facts, entries, self._l1.hits)
+        return self._statistics.snapshot(self._clock(), facts, self._reads.entries(sizes), self._l1.hits)
 
     def maintain(self) -> None:
         """One round of background work.
 
-        Flush access counts, do what gets have postponed, probe degraded tiers, work off backlogs, compact.
+        Flush the counts of uses, do what gets have postponed, probe degraded tiers and bring them up to date,
+        compact.
         """
         self._check_open()
-        self._stack.maintain()
+        self._changes.flush_uses()
+        for _ in range(len(self._postponed)):
+            self._make_up_for(self._postponed.popleft())
+        self._recovery.maintain()
 
     def warm_from_file(self, file_path: str, ttl_override: int | None = None) -> transfer.WarmResult:
         """Load proxies from a json, jsonl, csv or plain text file.
@@ -388,11 +414,15 @@ class CacheManager:
         How many were loaded, skipped, failed, and why.
         """
         self._check_open()
-        return transfer.warm_from_file(self, file_path, ttl_override)
+        return transfer.warm_from_file(file_path, ttl_override, self.new_entry, self.put_many)
 
     def export_to_file(self, filepath: str, *, include_credentials: bool = False) -> transfer.ExportResult:
         """Write every live entry as a line of JSON that `warm_from_file` reads back."""
-        return transfer.export_to_file(self, filepath, include_credentials=include_credentials)
+        return transfer.export_to_file(
+            filepath,
+            lambda after, limit: self.list_entries(after, limit, EntryFilter()),
+            include_credentials=include_credentials,
+        )
 
     def close(self) -> None:
         """Flush, stop the background work and release the files; idempotent. Calls under way may fail."""
@@ -401,10 +431,11 @@ class CacheManager:
         self._closed = True
         if self.ttl_manager is not None:
             self.ttl_manager.stop()
-        if self._maintenance is not None:
-            self._maintenance.stop()
-        with self._locks.hold_all():
-            self._stack.close()
+        self._maintenance.stop()
+        self._changes.flush_uses()
+        self._recovery.make_up_for_what_was_missed()
+        with self._changes.all_locked():
+            self._recovery.close()
 
     def __enter__(self) -> Self:
         return self
@@ -431,65 +462,91 @@ class CacheManager:
 
     def _lookup_below(self, key: str) -> Lookup:
         check_key(key)
-        outcome = None
         locks = self._locks
         locks.acquire_one(key)
         try:
             if self._closed:
                 raise CacheClosedError("the cache is closed")
-            stack, l1 = self._stack, self._l1
+            l1 = self._l1
             now = self._clock()
-            is_absent = l1.get(key) is None
-            if not is_absent:
-                # Another thread has promoted it while this one waited for the key. Or it has expired, or may
-                # be pushed out in this moment.
-                entry = l1.hit(key, now)
-                if entry is not None:
-                    return _found_in_l1(entry)
-            entry, served_by, missed = stack.find_below(key) if is_absent else stack.find(key)
+            entry = l1.get(key)
+            served_by: CacheTierType | None = None
+            missed: list[CacheTierType] = []
+            if entry is not None:
+                # Another thread has promoted it while this one waited for the key. Or it has expired, or is
+                # pushed out in this moment.
+                hit = l1.hit(key, now)
+                if hit is not None:
+                    return _found_in_l1(hit)
+                entry = l1.get(key)
+            if entry is None:
+                entry, served_by, missed = self._reads.below(key)
             if l1.enabled:
                 missed.append(_L1)
-            if entry is None or stack.is_expired(entry):
-                if entry is not None and not stack.postponed(key):
-                    stack.remove_expired([key])
-                if served_by is not None:
-                    missed.append(served_by)
-                self._statistics.record_lookup(None, missed, 0)
-                return _MISS
-            entry = accessed(entry, now)
-            # Before it is in memory, where the next use of it may come at once.
-            stack.access_log.record_use(entry)
-            promotions = 0
-            if served_by is CacheTierType.L3 and not stack.postponed(key):
-                outcome = stack.disk.promote(entry)
-                promotions = len(outcome.stored_in)
-            if l1.enabled:
-                stack.put_in_l1(entry)
-                promotions += 1
-            self._statistics.record_lookup(served_by, missed, promotions)
+            if entry is not None and entry.content.expires_at_us > now:
+                return self._promote(entry, served_by, missed, now)
         finally:
             locks.release((key,))
-        if outcome is not None:
-            stack.drop_evicted(outcome)
+        if served_by is not None:
+            missed.append(served_by)
+        self._statistics.record_lookup(None, missed, 0)
+        if entry is not None:
+            self._expire(key)
+        return _MISS
+
+    def _promote(
+        self, entry: CacheEntry, served_by: CacheTierType | None, missed: list[CacheTierType], now_us: int
+    ) -> Lookup:
+        """Use an entry once, and copy it into the faster tiers. Its key is locked."""
+        entry = accessed(entry, now_us)
+        # Before it is in memory, where the next use of it may come at once.
+        self._uses.record_use(entry)
+        promotions = 0
+        cache = self._cache
+        if served_by is not None and served_by is not cache.name and cache.works:
+            if cache.tier.busy:
+                self._postponed.append(entry.key)
+            else:
+                promotions += self._copy_into_cache(entry)
+        if self._l1.enabled:
+            self._changes.store_in_l1([entry])
+            promotions += 1
+        self._statistics.record_lookup(served_by, missed, promotions)
         return Lookup(entry, served_by)
+
+    def _copy_into_cache(self, entry: CacheEntry) -> int:
+        """Attempt to copy an entry into L2, and count what has to make room; how many copies that made."""
+        worked, applied = self._cache.apply([Write(entry.key, entry, entry.version)])
+        if worked:
+            self._changes.count_demotions(self._cache.name, applied[0].evicted)
+        return int(worked)
+
+    def _expire(self, key: str) -> None:
+        if self._changes.busy:
+            self._postponed.append(key)
+        else:
+            self._changes.expire([key])
+
+    def _make_up_for(self, key: str) -> None:
+        with self._locks.hold(key):
+            try:
+                entry = self._reads.current(key)
+            except CacheUnavailableError:
+                # A later get will come to the same.
+                return
+            expired = entry is not None and entry.expires_at_us <= self._clock()
+            if entry is not None and not expired and self._cache.serves(key) and key not in self._cache.tier:
+                self._statistics.record_promotions(self._copy_into_cache(entry))
+        if expired:
+            self._changes.expire([key])
 
     def _put(self, entries: Sequence[tuple[str, CacheEntry]]) -> list[StoredIn]:
         self._check_open()
         seal = self.encryptor.seal
-        return self._puts.put([(key, entry, seal(entry.username, entry.password)) for key, entry in entries])
-
-    def _expire(self, keys: Iterable[str]) -> int:
-        with self._locks.hold_many(keys) as held:
-            try:
-                entries = [self._stack.current(key) for key in held]
-            except CacheUnavailableError:
-                # Left to the next round of the cleaner.
-                return 0
-            expired = [entry.key for entry in entries if entry is not None and self._stack.is_expired(entry)]
-            return len(expired) if expired and self._stack.remove_expired(expired) else 0
+        return self._changes.put(
+            [Put(key, entry, seal(entry.username, entry.password)) for key, entry in entries]
+        )
 
     def _on_corruption(self, tier: CacheTierType, key: str | None, reason: str) -> None:
         self._statistics.record_evictions(EvictionCause.CORRUPTION, {tier: 1})
-        if key is not None:
-            self._stack.disk.note_loss(tier, key)
         logger.warning("record set aside", extra={"tier": str(tier), "reason": reason})

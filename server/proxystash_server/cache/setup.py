@@ -4,25 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from cryptography.fernet import Fernet
 
-from proxystash_server.cache.breaker import CircuitBreaker
-from proxystash_server.cache.config import CacheConfig, CacheTierType, L2BackendType
-from proxystash_server.cache.credentials import (
+from proxystash_server.cache.coherence.breaker import CircuitBreaker
+from proxystash_server.cache.coherence.guard import GuardedTier
+from proxystash_server.cache.config import (
+    CacheConfig,
+    CacheTierConfig,
+    CacheTierType,
+    Durability,
+    L2BackendType,
+)
+from proxystash_server.cache.counting.statistics import StatisticsRecorder
+from proxystash_server.cache.entry.credentials import (
     KEY_VARIABLE,
     CredentialEncryptor,
     create_key_file,
     read_key_file,
 )
-from proxystash_server.cache.entry import Clock
+from proxystash_server.cache.entry.entry import Clock
 from proxystash_server.cache.errors import EncryptionKeyError, TierError
-from proxystash_server.cache.level import DiskLevel, DiskPair
-from proxystash_server.cache.statistics import StatisticsRecorder
 from proxystash_server.cache.tiers.absent import AbsentTier
-from proxystash_server.cache.tiers.base import DurableTier, OnCorruption
-from proxystash_server.cache.tiers.jsonl import JsonlCacheTier
-from proxystash_server.cache.tiers.sqlite import SQLiteCacheTier
+from proxystash_server.cache.tiers.base import AuthorityTier, DiskTier, OnCorruption
+from proxystash_server.cache.tiers.jsonl.tier import JsonlCacheTier
+from proxystash_server.cache.tiers.sqlite.tier import SQLiteCacheTier
 
 L2_DATABASE = "l2.db"
 
@@ -88,37 +95,61 @@ def previous_keys(config: CacheConfig) -> list[bytes]:
     return [secret.get_secret_value().encode() for secret in config.previous_encryption_keys]
 
 
-def make_disk_pair(
+class Tiers(NamedTuple):
+    """The disk tiers, guarded, and the parts they play: which decides, and which is a cache before it."""
+
+    l2: GuardedTier[DiskTier]
+    l3: GuardedTier[DiskTier]
+    cache: GuardedTier[DiskTier]
+    authority: GuardedTier[AuthorityTier] | None
+
+
+def guard_tiers(
     config: CacheConfig,
     encryptor: CredentialEncryptor,
     clock: Clock,
     monotonic: Callable[[], float],
     statistics: StatisticsRecorder,
     on_corruption: OnCorruption,
-) -> DiskPair:
-    """L2 and L3, not opened yet."""
-    l2, l3 = (
-        tier if tier.enabled else AbsentTier(tier.config, tier.tier_type, tier.backend)
-        for tier in make_tiers(config, encryptor, clock, on_corruption)
+) -> Tiers:
+    """L2 and L3, not opened yet. The slowest that is switched on decides; L2 is a cache if that is L3."""
+
+    def guard(tier: DiskTier) -> GuardedTier[DiskTier]:
+        return GuardedTier(tier, CircuitBreaker(monotonic), statistics)
+
+    l2, l3 = make_tiers(config, encryptor, clock, on_corruption)
+    no_l2, no_l3 = (
+        guard(AbsentTier(CacheTierConfig(enabled=False), tier.tier_type, tier.backend)) for tier in (l2, l3)
     )
-    return DiskPair(
-        DiskLevel(l2, CircuitBreaker(monotonic), statistics),
-        DiskLevel(l3, CircuitBreaker(monotonic), statistics),
-    )
+    if l3.enabled:
+        decides = GuardedTier(l3, CircuitBreaker(monotonic), statistics)
+        before_it = guard(l2) if l2.enabled else no_l2
+        return Tiers(before_it, decides, before_it, decides)
+    if l2.enabled:
+        decides = GuardedTier(l2, CircuitBreaker(monotonic), statistics)
+        return Tiers(decides, no_l3, no_l2, decides)
+    return Tiers(no_l2, no_l3, no_l2, None)
+
+
+def missed_changes_path(config: CacheConfig) -> Path:
+    """Where the changes stand that the slowest tier has missed: apart from both disk tiers."""
+    return config.l2_cache_dir.parent / "missed-changes.jsonl"
 
 
 def make_tiers(
     config: CacheConfig, encryptor: CredentialEncryptor, clock: Clock, on_corruption: OnCorruption
-) -> tuple[DurableTier, DurableTier]:
+) -> tuple[AuthorityTier, AuthorityTier]:
     """L2 and L3 by themselves, not opened yet, whether they are switched on or not."""
-    l2: DurableTier
+    # As a cache, L2 need not outlive a power cut: after one it starts empty.
+    durability = Durability.PROCESS if config.l3_config.enabled else config.durability
+    l2: AuthorityTier
     if config.l2_backend is L2BackendType.JSONL:
         l2 = JsonlCacheTier(
             config.l2_config,
             CacheTierType.L2,
             config.l2_cache_dir,
             encryptor,
-            durability=config.durability,
+            durability=durability,
             clock=clock,
             on_corruption=on_corruption,
         )
@@ -128,7 +159,7 @@ def make_tiers(
             CacheTierType.L2,
             config.l2_cache_dir / L2_DATABASE,
             encryptor,
-            durability=config.durability,
+            durability=durability,
             clock=clock,
             on_corruption=on_corruption,
         )

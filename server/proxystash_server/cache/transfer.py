@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypedDict
+from typing import Final, Protocol, TypedDict
 
 from pydantic import SecretStr
 
 from proxystash import models
 from proxystash.files import ProxyFileError, Rejected, entry_to_json, read_proxy_file
-from proxystash_server.cache.entry import CacheEntry, to_microseconds
+from proxystash_server.cache.entry.entry import CacheEntry, to_microseconds
 from proxystash_server.cache.errors import InvalidEntryError
-from proxystash_server.cache.tiers.base import EntryFilter
-
-if TYPE_CHECKING:
-    from proxystash_server.cache.manager import CacheManager
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +47,37 @@ class ExportResult(TypedDict):
     failed: int
 
 
-def warm_from_file(manager: CacheManager, file_path: str, ttl_override: int | None) -> WarmResult:
+class NewEntry(Protocol):
+    """Makes an entry, as CacheManager.new_entry does."""
+
+    def __call__(
+        self,
+        proxy_url: str,
+        *,
+        key: str,
+        username: str | None,
+        password: str | None,
+        source: str,
+        fetch_time_us: int | None,
+        ttl_us: int | None,
+        health_status: models.HealthStatus,
+        failure_count: int,
+        health_monitoring: models.HealthMonitoring | None,
+        labels: Mapping[str, str] | None,
+    ) -> CacheEntry:
+        """The entry; raises InvalidEntryError."""
+
+
+def warm_from_file(
+    file_path: str,
+    ttl_override: int | None,
+    new_entry: NewEntry,
+    put_many: Callable[[Sequence[CacheEntry]], Sequence[Sequence[object]]],
+) -> WarmResult:
     """Put every usable record of a proxy file into the cache, in batches.
 
-    `ttl_override` is in seconds and counts from now. A file that cannot be read as a whole is one failure.
+    `put_many` gives for each entry the tiers that hold it. `ttl_override` is in seconds and counts from
+    now. A file that cannot be read as a whole is one failure.
     """
     result = WarmResult(loaded=0, skipped=0, failed=0, rejected=[])
 
@@ -66,7 +90,7 @@ def warm_from_file(manager: CacheManager, file_path: str, ttl_override: int | No
     batch: list[CacheEntry] = []
 
     def store() -> None:
-        for entry, stored_in in zip(batch, manager.put_many(batch), strict=True):
+        for entry, stored_in in zip(batch, put_many(batch), strict=True):
             if stored_in:
                 result["loaded"] += 1
             else:
@@ -81,7 +105,7 @@ def warm_from_file(manager: CacheManager, file_path: str, ttl_override: int | No
             if ttl_override is not None:
                 record = replace(record, ttl=timedelta(seconds=ttl_override), fetch_time=None)
             try:
-                batch.append(_from_record(manager, record))
+                batch.append(_from_record(new_entry, record))
             except InvalidEntryError as error:
                 reject(Rejected(f"record {number}", f"{error.field}: {error}", "skipped"))
             if len(batch) == _BATCH:
@@ -96,7 +120,9 @@ def warm_from_file(manager: CacheManager, file_path: str, ttl_override: int | No
     return result
 
 
-def export_to_file(manager: CacheManager, filepath: str, *, include_credentials: bool) -> ExportResult:
+def export_to_file(
+    filepath: str, list_entries: Callable[[str, int], Sequence[CacheEntry]], *, include_credentials: bool
+) -> ExportResult:
     """Write every live entry to a JSON Lines file that only its owner may read, in place when it is complete.
 
     Raises OSError if the file cannot be written; then an earlier file of that name is still there.
@@ -109,7 +135,7 @@ def export_to_file(manager: CacheManager, filepath: str, *, include_credentials:
             os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8"
         ) as file:
             after = ""
-            while page := manager.list_entries(after, _BATCH, EntryFilter()):
+            while page := list_entries(after, _BATCH):
                 for entry in page:
                     file.write(
                         entry_to_json(_to_record(entry), include_credentials=include_credentials) + "\n"
@@ -123,8 +149,8 @@ def export_to_file(manager: CacheManager, filepath: str, *, include_credentials:
     return ExportResult(exported=exported, failed=0)
 
 
-def _from_record(manager: CacheManager, record: models.CacheEntry) -> CacheEntry:
-    return manager.new_entry(
+def _from_record(new_entry: NewEntry, record: models.CacheEntry) -> CacheEntry:
+    return new_entry(
         record.proxy_url,
         key=record.key,
         username=record.username,

@@ -17,8 +17,8 @@ from proxystash_server.cache import (
     TierState,
     TierStatistics,
 )
-from proxystash_server.cache.entry import Clock, wall_clock
-from proxystash_server.cache.limits import check_ttl
+from proxystash_server.cache.entry.entry import Clock, wall_clock
+from proxystash_server.cache.entry.limits import check_ttl
 from proxystash_server.proxywhirl_import.keyring import Keyring
 from proxystash_server.proxywhirl_import.record import (
     Found,

@@ -10,8 +10,8 @@ from typing import Final, Literal
 from proxystash.models import HealthMonitoring, HealthStatus
 from proxystash.proxies import InvalidProxyUrl, cache_key, redact
 from proxystash_server.cache import CacheEntry, InvalidEntryError
-from proxystash_server.cache.entry import to_microseconds
-from proxystash_server.cache.limits import MAX_HEALTH_ERROR_LENGTH
+from proxystash_server.cache.entry.entry import to_microseconds
+from proxystash_server.cache.entry.limits import MAX_HEALTH_ERROR_LENGTH
 from proxystash_server.proxywhirl_import.keyring import Keyring, SealedError
 
 Kind = Literal["skipped", "failed"]

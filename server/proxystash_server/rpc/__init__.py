@@ -1,1 +1,1 @@
-"""The gRPC edge: messages, services, errors, streams, the server. It knows the cache by its manager only."""
+"""The gRPC edge: messages, services, errors, streams, the server. What stands behind it is an Engine."""

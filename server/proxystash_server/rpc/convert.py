@@ -6,26 +6,31 @@ of what building it from datetimes and sub-messages does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+from pydantic import SecretStr
 
-from proxystash.models import HealthMonitoring, HealthStatus, TierState
+from proxystash import messages
+from proxystash.compiled import compile_function, field_sources, types_of
+from proxystash.models import HealthMonitoring, HealthStatus
 from proxystash.proxies import SCHEMES
 from proxystash.v1 import cache_service_pb2 as pb
 from proxystash_server.cache import (
     CacheEntry,
-    CacheManager,
     CacheStatistics,
     CacheTierType,
     EntryFilter,
     LatencySummary,
+    TierState,
     TierStatistics,
 )
-from proxystash_server.cache.limits import check_source, checked_labels
+from proxystash_server.cache.entry.fields import FIELDS, Fields, public_name
+from proxystash_server.cache.entry.limits import check_source, checked_labels
+from proxystash_server.rpc.engine import Engine
 from proxystash_server.rpc.errors import Reason, invalid
 
 # The bounds of google.protobuf.Timestamp (years 1 to 9999) and Duration (10,000 years), in seconds.
@@ -34,58 +39,52 @@ _LAST_SECOND: Final = 253_402_300_799
 _LONGEST_SECONDS: Final = 315_576_000_000
 _SECOND_NANOS: Final = 1_000_000_000
 
-_HEALTH_TO_MESSAGE: Final[Mapping[HealthStatus, pb.HealthStatus.ValueType]] = {
-    HealthStatus.UNKNOWN: pb.HEALTH_STATUS_UNKNOWN,
-    HealthStatus.HEALTHY: pb.HEALTH_STATUS_HEALTHY,
-    HealthStatus.DEGRADED: pb.HEALTH_STATUS_DEGRADED,
-    HealthStatus.UNHEALTHY: pb.HEALTH_STATUS_UNHEALTHY,
-    HealthStatus.DEAD: pb.HEALTH_STATUS_DEAD,
-}
-_HEALTH_FROM_MESSAGE: Final[Mapping[int, HealthStatus]] = {
-    number: status for status, number in _HEALTH_TO_MESSAGE.items()
-}
 TIER_TO_MESSAGE: Final[Mapping[CacheTierType, pb.Tier.ValueType]] = {
-    CacheTierType.L1: pb.TIER_L1,
-    CacheTierType.L2: pb.TIER_L2,
-    CacheTierType.L3: pb.TIER_L3,
+    tier: pb.Tier.Value(f"TIER_{tier.name}") for tier in CacheTierType
 }
 _STATE_TO_MESSAGE: Final[Mapping[TierState, pb.TierState.ValueType]] = {
-    TierState.ACTIVE: pb.TIER_STATE_ACTIVE,
-    TierState.DEGRADED: pb.TIER_STATE_DEGRADED,
-    TierState.DISABLED: pb.TIER_STATE_DISABLED,
+    state: pb.TierState.Value(f"TIER_STATE_{state.name}") for state in TierState
 }
 
+_TIMES: Final = [name for name in FIELDS if name.endswith("_us")]
+_CHECK_TIMES: Final = [name for name, type_ in types_of(HealthMonitoring).items() if type_ == datetime | None]
+# What a client's message says of a field of an entry, as an argument of `new_entry`.
+_READ: Final[Mapping[object, str]] = {
+    **dict.fromkeys(("sealed", "expires_at_us", "version", "encoded"), ""),
+    "fetch_time_us": (
+        "read_timestamp(message.fetch_time, 'fetch_time', Reason.INVALID_FETCH_TIME) "
+        "if message.HasField('fetch_time') else None"
+    ),
+    str: "message.{0}",
+    int: "message.{0}",
+    SecretStr | None: "message.{0} or None",
+    HealthStatus: "read_health_status(message.{0}, {0!r}) if message.{0} else HealthStatus.UNKNOWN",
+    HealthMonitoring | None: "_read_monitoring(message.{0}) if message.HasField({0!r}) else None",
+    # Their own `items` takes twice as long.
+    Mapping[str, str]: "{{name: texts[name] for name in texts}} if (texts := message.{0}) else None",
+}
+# And how a field gets into a message.
+_FILL: Final[Mapping[object, str]] = {
+    **dict.fromkeys(("username", "password", "sealed", "version", "encoded"), ""),
+    **{name: f"fill_timestamp(message.{public_name(name)}, content.{name})" for name in _TIMES},
+    str: "if content.{0}: message.{0} = content.{0}",
+    int: "if content.{0}: message.{0} = content.{0}",
+    HealthStatus: "message.{0} = health_status_number(content.{0})",
+    HealthMonitoring | None: "if content.{0} is not None: messages.fill_monitoring(message.{0}, content.{0})",
+    Mapping[str, str]: "if content.{0}: message.{0}.update(content.{0})",
+}
 
-def read_entry(manager: CacheManager, message: pb.CacheEntry) -> CacheEntry:
-    """The new entry that a client's message describes; fields that the server sets are ignored.
-
-    Raises InvalidEntryError or RequestError, whose field is relative to the entry.
-    """
-    labels = message.labels
-    return manager.new_entry(
-        message.proxy_url,
-        key=message.key,
-        username=message.username or None,
-        password=message.password or None,
-        source=message.source,
-        fetch_time_us=(
-            read_timestamp(message.fetch_time, "fetch_time", Reason.INVALID_FETCH_TIME)
-            if message.HasField("fetch_time")
-            else None
-        ),
-        ttl_us=read_duration(message.ttl, "ttl", Reason.INVALID_TTL) if message.HasField("ttl") else None,
-        health_status=(
-            read_health_status(message.health_status, "health_status")
-            if message.health_status
-            else HealthStatus.UNKNOWN
-        ),
-        failure_count=message.failure_count,
-        health_monitoring=(
-            _read_monitoring(message.health_monitoring) if message.HasField("health_monitoring") else None
-        ),
-        # Its own `items` takes twice as long.
-        labels={name: labels[name] for name in labels} if labels else None,
-    )
+_ARGUMENTS: Final = ", ".join(f"{name}={value}" for name, value in field_sources(Fields, _READ).items())
+# The new entry that a client's message describes; fields that the server sets are ignored. Raises
+# InvalidEntryError or RequestError, whose field is relative to the entry.
+read_entry: Callable[[Engine, pb.CacheEntry], CacheEntry] = compile_function(
+    "read_entry(engine, message)",
+    [
+        "ttl_us = read_duration(message.ttl, 'ttl', Reason.INVALID_TTL) if message.HasField('ttl') else None",
+        f"return engine.new_entry({_ARGUMENTS}, ttl_us=ttl_us)",
+    ],
+    globals(),
+)
 
 
 def read_timestamp(message: Timestamp, field: str, reason: Reason) -> int:
@@ -113,9 +112,9 @@ def read_duration(message: Duration, field: str, reason: Reason) -> int:
 
 def read_health_status(number: int, field: str) -> HealthStatus:
     """The status that a number of the contract's enum stands for; raises RequestError for any other."""
-    status = _HEALTH_FROM_MESSAGE.get(number)
+    status = messages.HEALTH_STATUSES.get(number)
     if status is None:
-        known = f"1 to {max(_HEALTH_FROM_MESSAGE)}"
+        known = f"1 to {max(messages.HEALTH_STATUSES)}"
         raise invalid(
             field, Reason.INVALID_HEALTH_STATUS, f"{field} has the unknown value {number}; known: {known}"
         )
@@ -167,24 +166,18 @@ def fill_credentials(message: pb.CacheEntry, entry: CacheEntry) -> None:
         message.password = entry.password.get_secret_value()
 
 
-def fill_public_content(message: pb.CacheEntry, entry: CacheEntry) -> None:
-    """Write what is the same after every use of `entry` into an empty message, but not its credentials."""
-    message.key = entry.key
-    message.proxy_url = entry.proxy_url
-    if entry.source:
-        message.source = entry.source
-    fill_timestamp(message.fetch_time, entry.fetch_time_us)
-    fill_timestamp(message.expires_at, entry.expires_at_us)
-    ttl = message.ttl
-    ttl.seconds, microseconds = divmod(entry.ttl_us, 1_000_000)
-    ttl.nanos = microseconds * 1000
-    message.health_status = _HEALTH_TO_MESSAGE[entry.health_status]
-    if entry.failure_count:
-        message.failure_count = entry.failure_count
-    if entry.health_monitoring is not None:
-        _fill_monitoring(message.health_monitoring, entry.health_monitoring)
-    if entry.labels:
-        message.labels.update(entry.labels)
+# Writes what is the same after every use of an entry into an empty message, but not its credentials.
+fill_public_content: Callable[[pb.CacheEntry, CacheEntry], None] = compile_function(
+    "fill_public_content(message, entry)",
+    [
+        "content = entry.content",
+        "ttl = message.ttl",
+        "ttl.seconds, microseconds = divmod(entry.ttl_us, 1_000_000)",
+        "ttl.nanos = microseconds * 1000",
+        *field_sources(Fields, _FILL).values(),
+    ],
+    globals(),
+)
 
 
 def fill_timestamp(message: Timestamp, microseconds: int) -> None:
@@ -200,7 +193,7 @@ def tier_number(tier: CacheTierType) -> pb.Tier.ValueType:
 
 def health_status_number(status: HealthStatus) -> pb.HealthStatus.ValueType:
     """The contract's number for a health status."""
-    return _HEALTH_TO_MESSAGE[status]
+    return messages.HEALTH_STATUS_NUMBERS[status]
 
 
 def statistics_message(statistics: CacheStatistics, stats_subscribers: int) -> pb.CacheStatistics:
@@ -259,36 +252,9 @@ def _duration_message(microseconds: float) -> Duration:
 
 
 def _read_monitoring(message: pb.HealthMonitoring) -> HealthMonitoring:
-    return HealthMonitoring(
-        last_health_check=_read_check_time(message, "last_health_check"),
-        consecutive_health_failures=message.consecutive_health_failures,
-        consecutive_health_successes=message.consecutive_health_successes,
-        recovery_attempt=message.recovery_attempt,
-        next_check_time=_read_check_time(message, "next_check_time"),
-        last_health_error=message.last_health_error or None,
-        total_health_checks=message.total_health_checks,
-        total_health_check_failures=message.total_health_check_failures,
-    )
-
-
-def _read_check_time(message: pb.HealthMonitoring, name: str) -> datetime | None:
-    if not message.HasField(name):  # type: ignore[arg-type]  # called with two names, both fields
-        return None
-    timestamp: Timestamp = getattr(message, name)
-    read_timestamp(timestamp, f"health_monitoring.{name}", Reason.INVALID_HEALTH_MONITORING)
-    return timestamp.ToDatetime(tzinfo=UTC)
-
-
-def _fill_monitoring(message: pb.HealthMonitoring, monitoring: HealthMonitoring) -> None:
-    message.SetInParent()
-    if monitoring.last_health_check is not None:
-        message.last_health_check.FromDatetime(monitoring.last_health_check)
-    message.consecutive_health_failures = monitoring.consecutive_health_failures
-    message.consecutive_health_successes = monitoring.consecutive_health_successes
-    message.recovery_attempt = monitoring.recovery_attempt
-    if monitoring.next_check_time is not None:
-        message.next_check_time.FromDatetime(monitoring.next_check_time)
-    if monitoring.last_health_error is not None:
-        message.last_health_error = monitoring.last_health_error
-    message.total_health_checks = monitoring.total_health_checks
-    message.total_health_check_failures = monitoring.total_health_check_failures
+    for name in _CHECK_TIMES:
+        if message.HasField(name):  # type: ignore[arg-type]  # the stubs want the name as a literal
+            read_timestamp(
+                getattr(message, name), f"health_monitoring.{name}", Reason.INVALID_HEALTH_MONITORING
+            )
+    return messages.read_monitoring(message)

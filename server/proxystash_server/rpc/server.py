@@ -11,8 +11,8 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 
 from proxystash.v1 import cache_service_pb2_grpc as pb_grpc
-from proxystash_server.cache import CacheManager
 from proxystash_server.rpc.boundary import ErrorBoundary
+from proxystash_server.rpc.engine import Engine
 from proxystash_server.rpc.errors import SHUTTING_DOWN
 from proxystash_server.rpc.health import NOT_SERVING, SERVING, HealthService
 from proxystash_server.rpc.reflection import ReflectionSessions
@@ -40,15 +40,15 @@ class BindError(Exception):
 
 
 class RpcServer:
-    """The services of one manager on one address, which it does not own: closing it is the caller's.
+    """The services of one engine on one address, which it does not own: closing it is the caller's.
 
     Once made it listens, `start` serves. Raises BindError when the address is taken or does not exist.
     """
 
-    def __init__(self, manager: CacheManager, listen: str, *, threads: int, max_stats_streams: int) -> None:
+    def __init__(self, engine: Engine, listen: str, *, threads: int, max_stats_streams: int) -> None:
         self._sender = StreamSender()
         self._health = HealthService((SERVICE_NAME,), self._sender)
-        self._service = CacheService(manager, self._sender, max_subscribers=max_stats_streams)
+        self._service = CacheService(engine, self._sender, max_subscribers=max_stats_streams)
         self._reflection = ReflectionSessions((SERVICE_NAME, health.SERVICE_NAME))
         self._workers = WorkerPool(threads, "rpc")
         self._boundary = ErrorBoundary()

@@ -1,4 +1,4 @@
-"""CacheService: every method of the contract, delegated to the cache's manager."""
+"""CacheService: every method of the contract, delegated to the engine behind it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from proxystash.v1 import cache_service_pb2 as pb
 from proxystash.v1 import cache_service_pb2_grpc as pb_grpc
 from proxystash_server.cache import (
     CacheEntry,
-    CacheManager,
     InvalidEntryError,
     check_key,
 )
 from proxystash_server.rpc import convert, encoding
+from proxystash_server.rpc.engine import Engine
 from proxystash_server.rpc.errors import NO_TIER_AVAILABLE, Failure, Reason, RequestError, invalid, refusal_of
 from proxystash_server.rpc.paging import make_page_token, read_page_token
 from proxystash_server.rpc.stats_hub import StatsHub
@@ -38,14 +38,14 @@ MAX_INTERVAL_US: Final = 3_600_000_000
 class CacheService(pb_grpc.CacheServiceServicer):
     """The service behind the error boundary: its methods raise RequestError and the cache's errors."""
 
-    def __init__(self, manager: CacheManager, sender: StreamSender, *, max_subscribers: int) -> None:
-        self._manager = manager
+    def __init__(self, engine: Engine, sender: StreamSender, *, max_subscribers: int) -> None:
+        self._engine = engine
         self.stats_hub = StatsHub(self._snapshot, sender, max_subscribers=max_subscribers)
 
     def Get(  # type: ignore[override]  # answers what is serialized already
         self, request: pb.GetRequest, context: grpc.ServicerContext
     ) -> bytes:
-        return encoding.get_response(self._manager.lookup(request.key))
+        return encoding.get_response(self._engine.lookup(request.key))
 
     def BatchGet(  # type: ignore[override]  # as above
         self, request: pb.BatchGetRequest, context: grpc.ServicerContext
@@ -54,7 +54,7 @@ class CacheService(pb_grpc.CacheServiceServicer):
             raise _too_many("keys", len(request.keys), Reason.TOO_MANY_KEYS)
         keys = list(request.keys)
         try:
-            lookups = self._manager.lookup_many(keys)
+            lookups = self._engine.lookup_many(keys)
         except InvalidEntryError:
             _check_keys(keys)
             raise
@@ -66,10 +66,10 @@ class CacheService(pb_grpc.CacheServiceServicer):
         if not request.HasField("entry"):
             raise invalid("entry", Reason.MISSING_ENTRY, "entry is not set")
         try:
-            entry = convert.read_entry(self._manager, request.entry)
+            entry = convert.read_entry(self._engine, request.entry)
         except (InvalidEntryError, RequestError) as error:
             raise RequestError(refusal_of(error).under("entry")) from None
-        tiers = self._manager.put(entry.key, entry)
+        tiers = self._engine.put(entry.key, entry)
         if not tiers:
             raise RequestError(NO_TIER_AVAILABLE)
         return encoding.put_response(entry, tiers)
@@ -82,11 +82,11 @@ class CacheService(pb_grpc.CacheServiceServicer):
         outcomes: list[CacheEntry | Failure] = []
         for message in request.entries:
             try:
-                outcomes.append(convert.read_entry(self._manager, message))
+                outcomes.append(convert.read_entry(self._engine, message))
             except (InvalidEntryError, RequestError) as error:
                 outcomes.append(refusal_of(error))
         entries = [outcome for outcome in outcomes if isinstance(outcome, CacheEntry)]
-        stored_in = iter(self._manager.put_many(entries))
+        stored_in = iter(self._engine.put_many(entries))
         results: list[bytes | Failure] = []
         for outcome in outcomes:
             if isinstance(outcome, CacheEntry):
@@ -98,20 +98,20 @@ class CacheService(pb_grpc.CacheServiceServicer):
 
     def Delete(self, request: pb.DeleteRequest, context: grpc.ServicerContext) -> pb.DeleteResponse:
         check_key(request.key)
-        return pb.DeleteResponse(deleted=self._manager.delete(request.key))
+        return pb.DeleteResponse(deleted=self._engine.delete(request.key))
 
     def Clear(self, request: pb.ClearRequest, context: grpc.ServicerContext) -> pb.ClearResponse:
-        return pb.ClearResponse(cleared=self._manager.clear())
+        return pb.ClearResponse(cleared=self._engine.clear())
 
     def InvalidateByHealth(
         self, request: pb.InvalidateByHealthRequest, context: grpc.ServicerContext
     ) -> pb.InvalidateByHealthResponse:
         check_key(request.key)
-        outcome = self._manager.invalidate_by_health(request.key)
+        outcome = self._engine.invalidate_by_health(request.key)
         response = pb.InvalidateByHealthResponse(
             found=outcome.found,
             evicted=outcome.evicted,
-            failure_threshold=self._manager.config.failure_threshold,
+            failure_threshold=self._engine.failure_threshold,
         )
         if outcome.health_status is not None:
             response.health_status = convert.health_status_number(outcome.health_status)
@@ -128,7 +128,7 @@ class CacheService(pb_grpc.CacheServiceServicer):
             raise RequestError(refusal_of(error).under("filter")) from None
         after = read_page_token(request.page_token, entry_filter)
         # One more than asked for tells whether there is a next page.
-        found, next_after = self._manager.scan_entries(after, size + 1, entry_filter)
+        found, next_after = self._engine.scan_entries(after, size + 1, entry_filter)
         fill = convert.fill_entry if request.include_credentials else convert.fill_public_entry
         response = pb.ListResponse()
         page_bytes = 0
@@ -161,7 +161,7 @@ class CacheService(pb_grpc.CacheServiceServicer):
         self.stats_hub.subscribe(interval_us / 1_000_000, context, send)
 
     def _snapshot(self, subscribers: int) -> pb.CacheStatistics:
-        return convert.statistics_message(self._manager.get_statistics(), subscribers)
+        return convert.statistics_message(self._engine.get_statistics(), subscribers)
 
 
 def _check_keys(keys: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""The SQLite backend's file as it was before format 2."""
+"""The SQLite backend's file as it was before format 2, and before format 3."""
 
 from __future__ import annotations
 
@@ -37,6 +37,16 @@ PRAGMA application_id = 0x70737448;
 PRAGMA user_version = 1;
 """
 
+FORMAT_2 = (
+    FORMAT_1.replace("key TEXT NOT NULL UNIQUE", "key TEXT NOT NULL")
+    .replace(
+        "CREATE INDEX entries_by_expiry",
+        "CREATE INDEX entries_by_key ON entries (key, source, scheme, health_status);\n"
+        "CREATE INDEX entries_by_expiry",
+    )
+    .replace("user_version = 1", "user_version = 2")
+)
+
 
 def turn_into_format_1(path: Path) -> None:
     """Put in the place of a closed database one of format 1 with the same content."""
@@ -46,6 +56,13 @@ def turn_into_format_1(path: Path) -> None:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.executescript(FORMAT_1)
         connection.execute("ATTACH ? AS newer", (str(newer),))
-        for table in ("meta", "entries", "backlog", "set_aside"):
+        for table in ("entries", "set_aside"):
             connection.execute(f"INSERT INTO main.{table} SELECT * FROM newer.{table}")
+        connection.execute("INSERT INTO main.meta VALUES ('partner_id', '')")
+        connection.execute(
+            "REPLACE INTO main.meta "
+            "SELECT CASE name WHEN 'id' THEN 'store_id' WHEN 'cache_id' THEN 'partner_id' ELSE name END, "
+            "value "
+            "FROM newer.meta WHERE name NOT IN ('sealed_at', 'alone', 'incomplete')"
+        )
     newer.unlink()

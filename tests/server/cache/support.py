@@ -10,23 +10,26 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest import mock
 
 from proxystash_server.cache import (
     CacheEntry,
     CacheManager,
     CacheTier,
     CacheTierConfig,
-    DurableTier,
+    DiskTier,
     EntryFilter,
     HealthMonitoring,
     HealthStatus,
 )
-from proxystash_server.cache.disk import DiskTiers
-from proxystash_server.cache.entry import make_entry, read_address, stamped
+from proxystash_server.cache.coherence.guard import GuardedTier
+from proxystash_server.cache.entry.entry import make_entry, read_address, stamped
 from proxystash_server.cache.errors import TierError
+from proxystash_server.cache.tiers.base import whole_page
 
 START_US = 1_800_000_000_000_000
 HOUR = 3600
+EVERYTHING = "*"
 USERNAME = "jane-the-username"
 PASSWORD = "correct-horse-battery"
 
@@ -116,8 +119,21 @@ def put(manager: CacheManager, *keys: str, **fields: Any) -> list[CacheEntry]:
     return entries
 
 
-def disk_of(manager: CacheManager) -> DiskTiers:
-    return manager._stack.disk
+def guards_of(manager: CacheManager) -> tuple[GuardedTier[DiskTier], GuardedTier[DiskTier]]:
+    """L2 and L3 with their breakers."""
+    l2, l3 = manager._reads.guards
+    return l2, l3
+
+
+def missed_by_authority(manager: CacheManager) -> list[str]:
+    """The keys whose last change the slowest tier has missed; EVERYTHING for a Clear."""
+    missed = manager._authority.missed
+    return [*([EVERYTHING] if missed.cleared_at else []), *missed.keys()]
+
+
+def page(tier: CacheTier, after: str, limit: int, entry_filter: EntryFilter, now_us: int) -> list[CacheEntry]:
+    """The first `limit` live entries of a tier that match, by key, however many have to be looked at."""
+    return whole_page(lambda place, rest: tier.scan(place, rest, entry_filter, now_us), after, limit)
 
 
 def content_of(manager: CacheManager) -> dict[str, tuple[str, int]]:
@@ -134,38 +150,35 @@ def content_of_tier(tier: CacheTier) -> dict[str, tuple[str, int]]:
     return {entry.key: (entry.source, entry.failure_count) for entry in entries if entry is not None}
 
 
+def check_disk_tiers(manager: CacheManager, expected: dict[str, tuple[str, int]]) -> None:
+    """Assert that L3 holds just this, and L2, which refills from use, nothing else than this."""
+    assert content_of_tier(manager.l3_tier) == expected
+    assert content_of_tier(manager.l2_tier).items() <= expected.items()
+    assert not missed_by_authority(manager)
+    assert not manager._cache.doubted
+
+
 # -- tiers that fail
 
 WRITES = frozenset(
     [
         "apply",
+        "commit",
         "put",
         "delete",
-        "touch",
+        "note_uses",
         "clear",
         "clear_before",
         "trim",
-        "extend_backlog",
-        "settle",
-        "set_partner",
+        "note",
+        "seal",
+        "break_seal",
         "probe",
         "maintain",
         "open",
     ]
 )
-READS = frozenset(
-    [
-        "get",
-        "get_to_change",
-        "failed_of",
-        "page",
-        "keys",
-        "versions",
-        "backlog",
-        "expired_keys",
-        "__contains__",
-    ]
-)
+READS = frozenset(["get", "scan", "keys", "versions", "expired_keys", "__contains__"])
 EVERY_OPERATION = WRITES | READS
 
 
@@ -208,12 +221,35 @@ def broken(
         repair_tier(tier)
 
 
-def fail_until_skipped(manager: CacheManager, tier: DurableTier) -> None:
+@contextmanager
+def journal_broken(manager: CacheManager) -> Iterator[None]:
+    """What L3 has missed cannot be written down either, as on a disk that all of them share."""
+
+    def fail(*_args: object) -> None:
+        raise TierError("a fault made by the test")
+
+    missed = manager._authority.missed
+    with mock.patch.object(missed, "append", fail), mock.patch.object(missed, "append_clear", fail):
+        yield
+
+
+@contextmanager
+def nothing_writable(manager: CacheManager, operations: Collection[str] = EVERY_OPERATION) -> Iterator[None]:
+    """Both disk tiers fail for a while, and so does the journal."""
+    with (
+        broken(manager.l2_tier, operations),
+        broken(manager.l3_tier, operations),
+        journal_broken(manager),
+    ):
+        yield
+
+
+def fail_until_skipped(manager: CacheManager, tier: DiskTier) -> None:
     """Let a broken tier fail as often as it takes for the manager to skip it."""
-    level = next(level for level in disk_of(manager).levels if level.tier is tier)
+    guard = next(guard for guard in guards_of(manager) if guard.tier is tier)
     for _ in range(3):
-        level.attempt("read", None, tier.get, "whatever")
-    assert level.breaker.is_open
+        guard.attempt("read", None, tier.get, "whatever")
+    assert guard.breaker.is_open
 
 
 # -- files

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from proxystash_server.cache.breaker import CircuitBreaker
+from proxystash_server.cache.coherence.breaker import CircuitBreaker
 from tests.server.cache.support import FakeMonotonic, run_in_threads
 
 

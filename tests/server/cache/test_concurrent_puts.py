@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import pytest
 
 from proxystash_server.cache import CacheClosedError, CacheEntry, CacheManager, CacheTierType, L2BackendType
-from proxystash_server.cache.entry import stamped
-from proxystash_server.cache.puts import StoredIn
-from proxystash_server.cache.tiers.base import Applied, DurableTier, Write
+from proxystash_server.cache.coherence.changes import StoredIn
+from proxystash_server.cache.entry.entry import stamped
+from proxystash_server.cache.tiers.base import Applied, AuthorityTier, Decide, Write
 from tests.server.cache.stash import Stash
 from tests.server.cache.support import wait_until
 
@@ -31,7 +31,7 @@ class Together:
         self.stored: list[list[str]] = []
         self._manager = manager
         self._pool = pool
-        self._waiting = manager._puts._commits._queue
+        self._waiting = manager._changes._groups._queue
 
     def put(self, *entries: CacheEntry) -> Future[list[StoredIn]]:
         """Have a thread put entries; returns once they wait for their turn."""
@@ -44,18 +44,19 @@ class Together:
 @contextmanager
 def together(manager: CacheManager, monkeypatch: pytest.MonkeyPatch) -> Iterator[Together]:
     """Hold L3 up with a put of `first`; what is put inside the block waits until the block ends."""
-    tier: DurableTier = manager.l3_tier
-    apply = tier.apply
+    tier = manager.l3_tier
+    assert isinstance(tier, AuthorityTier)
+    commit = tier.commit
     go_on = threading.Event()
     with ThreadPoolExecutor(20) as pool:
         puts = Together(manager, pool)
 
-        def noting(writes: Sequence[Write]) -> list[Applied]:
-            puts.stored.append(sorted(write.key for write in writes))
+        def noting(keys: Sequence[str], decide: Decide) -> tuple[Sequence[Write], list[Applied]]:
+            puts.stored.append(sorted(keys))
             assert go_on.wait(30)
-            return apply(writes)
+            return commit(keys, decide)
 
-        monkeypatch.setattr(tier, "apply", noting)
+        monkeypatch.setattr(tier, "commit", noting)
         first = pool.submit(manager.put_many, [entry(manager, "first")])
         try:
             wait_until(lambda: bool(puts.stored))
@@ -107,7 +108,7 @@ def test_what_goes_wrong_with_one_is_not_the_others_fault(
             raise ArithmeticError("this one cannot be stored")
         return stamped(put, key, version, failure_count, sealed)
 
-    monkeypatch.setattr("proxystash_server.cache.puts.stamped", failing)
+    monkeypatch.setattr("proxystash_server.cache.coherence.plan.stamped", failing)
     with together(manager, monkeypatch) as puts:
         good = [puts.put(entry(manager, "good-1"))]
         bad = puts.put(entry(manager, "bad"))
@@ -136,7 +137,7 @@ def test_who_waits_while_the_cache_is_closed_is_refused_and_what_was_begun_is_ke
         with together(manager, monkeypatch) as puts:
             waiting = [puts.put(entry(manager, f"key-{number}")) for number in range(3)]
             closed = closing.submit(manager.close)
-            wait_until(lambda: manager._locks._all_held)
+            wait_until(lambda: manager._closed)
         closed.result(30)
     for answer in waiting:
         with pytest.raises(CacheClosedError):

@@ -22,7 +22,7 @@ from proxystash_server.cache import (
     InvalidEntryError,
     L2BackendType,
 )
-from proxystash_server.cache.credentials import UnreadableCredentialsError
+from proxystash_server.cache.entry.credentials import UnreadableCredentialsError
 from tests.server.cache.stash import Stash
 from tests.server.cache.support import (
     PASSWORD,

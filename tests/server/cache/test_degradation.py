@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
 
@@ -13,10 +15,11 @@ from proxystash_server.cache import (
     CacheManager,
     CacheTierType,
     CacheUnavailableError,
-    DurableTier,
+    DiskTier,
     EntryFilter,
     HealthStatus,
     L2BackendType,
+    SQLiteCacheTier,
     TierState,
 )
 from tests.server.cache.stash import Stash
@@ -27,13 +30,15 @@ from tests.server.cache.support import (
     WRITES,
     break_tier,
     broken,
+    check_disk_tiers,
     content_of,
     content_of_tier,
-    disk_of,
     fail_until_skipped,
+    journal_broken,
     keys_of,
     make_reachable,
     make_unreachable,
+    nothing_writable,
     put,
     repair_tier,
     wait_until,
@@ -54,7 +59,7 @@ def faulty(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def tier_of(manager: CacheManager, name: str) -> DurableTier:
+def tier_of(manager: CacheManager, name: str) -> DiskTier:
     return manager.l2_tier if name == "l2" else manager.l3_tier
 
 
@@ -85,11 +90,11 @@ def test_a_tier_is_skipped_after_three_failures_in_a_row(stash: Stash, faulty: s
 def test_failures_that_are_not_in_a_row_do_not_count(stash: Stash, faulty: str) -> None:
     manager = stash.open()
     for number in range(6):
-        with broken(tier_of(manager, faulty), {"apply"}):
+        with broken(tier_of(manager, faulty), {"apply", "commit"}):
             put(manager, f"key-{number}")
         manager.maintain()
     assert state_of(manager, faulty) is TierState.ACTIVE
-    assert sorted(tier_of(manager, faulty).keys()) == [f"key-{number}" for number in range(6)]
+    check_disk_tiers(manager, {f"key-{number}": ("", 0) for number in range(6)})
 
 
 def test_a_skipped_tier_is_tried_again_with_growing_pauses(stash: Stash, faulty: str) -> None:
@@ -100,7 +105,7 @@ def test_a_skipped_tier_is_tried_again_with_growing_pauses(stash: Stash, faulty:
     fail_until_skipped(manager, tier)
     opened = type(tier).open
 
-    def noted(self: DurableTier) -> None:
+    def noted(self: DiskTier) -> None:
         attempts.append(stash.monotonic())
         opened(self)
 
@@ -126,7 +131,7 @@ def test_a_tier_that_fails_again_after_its_recovery_is_skipped_again(stash: Stas
             put(manager, f"key-{number}")
         stash.recover(manager)
         assert state_of(manager, faulty) is TierState.ACTIVE
-    assert sorted(tier.keys()) == ["key-0", "key-1", "key-2"]
+    check_disk_tiers(manager, {f"key-{number}": ("", 0) for number in range(3)})
 
 
 def test_the_log_tells_of_each_change_once(
@@ -194,7 +199,7 @@ def test_reads_go_past_the_tier_that_is_away(stash: Stash, faulty: str) -> None:
 def test_memory_alone_carries_on_while_both_disk_tiers_are_away(stash: Stash) -> None:
     manager = stash.open()
     put(manager, "before", "deleted")
-    with broken(manager.l2_tier), broken(manager.l3_tier):
+    with nothing_writable(manager):
         fail_until_skipped(manager, manager.l2_tier)
         fail_until_skipped(manager, manager.l3_tier)
         assert manager.put("key-1", manager.new_entry("http://192.0.2.1:1")) == (L1,)
@@ -203,11 +208,33 @@ def test_memory_alone_carries_on_while_both_disk_tiers_are_away(stash: Stash) ->
         assert manager.invalidate_by_health("before").failure_count == 1
         assert keys_of(manager.list_entries("", 10, ANY)) == ["before", "deleted", "key-1"]
     stash.recover(manager)
-    for tier in (manager.l2_tier, manager.l3_tier):
-        assert sorted(tier.keys()) == ["before", "deleted", "key-1"]
-        entry = tier.get("before")
-        assert entry is not None
-        assert entry.failure_count == 1
+    check_disk_tiers(manager, {"before": ("", 1), "deleted": ("", 0), "key-1": ("", 0)})
+
+
+@pytest.mark.parametrize("memory", [True, False], ids=["with L1", "without L1"])
+def test_the_journal_keeps_what_no_disk_tier_could_take(stash: Stash, memory: bool) -> None:
+    """Also after a kill: it stands apart from both of them."""
+    shape = {} if memory else {"l1_config": SWITCHED_OFF}
+    manager = stash.open(**shape)
+    put(manager, "replaced", "deleted", "failed", source="before")
+    with broken(manager.l2_tier), broken(manager.l3_tier):
+        fail_until_skipped(manager, manager.l2_tier)
+        fail_until_skipped(manager, manager.l3_tier)
+        entry = manager.new_entry("http://192.0.2.1:1", key="replaced", source="after")
+        assert manager.put("replaced", entry) == ((L1,) if memory else (L3,))
+        put(manager, "new", source="after")
+        # Whether it was there nobody can tell without memory; that it is not there any more is kept.
+        assert manager.delete("deleted") is memory
+        got = manager.get("new")
+        assert got is not None
+        assert got.source == "after"
+        assert manager.get("deleted") is None
+        if memory:
+            assert manager.invalidate_by_health("failed").failure_count == 1
+        expected = {"replaced": ("after", 0), "new": ("after", 0), "failed": ("before", int(memory))}
+        manager = stash.reopen_after_kill(**shape)
+    assert content_of(manager) == expected
+    check_disk_tiers(manager, expected)
 
 
 REFUSED: dict[str, Callable[[CacheManager], object]] = {
@@ -224,7 +251,7 @@ def test_what_nobody_can_do_is_refused_and_has_not_happened_afterwards(stash: St
     manager = stash.open(l1_config=SWITCHED_OFF)
     put(manager, "key-1", "key-2")
     put(manager, "key-3", failure_count=2)
-    with broken(manager.l2_tier), broken(manager.l3_tier):
+    with nothing_writable(manager):
         for _ in range(5):
             with pytest.raises(CacheUnavailableError):
                 REFUSED[operation](manager)
@@ -246,7 +273,7 @@ def test_a_change_that_nobody_took_leaves_what_was_there_before(stash: Stash, op
     """Also if the fault passes at once: a full disk that somebody cleans up."""
     manager = stash.open(l1_config=SWITCHED_OFF)
     put(manager, "key-1", source="before")
-    with broken(manager.l2_tier, WRITES), broken(manager.l3_tier, WRITES):
+    with nothing_writable(manager, WRITES):
         try:
             if operation == "put":
                 entry = manager.new_entry("http://192.0.2.1:1", key="key-1", source="lost")
@@ -305,10 +332,7 @@ def test_a_tier_has_caught_up_before_it_serves_again(
     manager.maintain()
     assert state_of(manager, faulty) is TierState.ACTIVE
     assert content_of(manager) == expected
-    assert content_of_tier(manager.l3_tier) == expected
-    assert content_of_tier(manager.l2_tier) == expected
-    assert disk_of(manager).l2.tier.backlog() == {}
-    assert disk_of(manager).l3.tier.backlog() == {}
+    check_disk_tiers(manager, expected)
 
 
 @pytest.mark.parametrize("meanwhile", MEANWHILE)
@@ -330,8 +354,7 @@ def test_a_tier_catches_up_after_a_restart_too(stash: Stash, faulty: str, meanwh
         manager = stash.reopen()
     assert state_of(manager, faulty) is TierState.ACTIVE
     assert content_of(manager) == expected
-    for one in (manager.l2_tier, manager.l3_tier):
-        assert content_of_tier(one) == expected
+    check_disk_tiers(manager, expected)
 
 
 @pytest.mark.parametrize("meanwhile", MEANWHILE)
@@ -358,8 +381,7 @@ def test_a_tier_that_is_still_away_after_a_restart_is_not_read_before_it_has_cau
     stash.recover(manager)
     assert state_of(manager, faulty) is TierState.ACTIVE
     assert content_of(manager) == expected
-    for one in (manager.l2_tier, manager.l3_tier):
-        assert content_of_tier(one) == expected
+    check_disk_tiers(manager, expected)
 
 
 def test_a_use_while_a_tier_is_away_is_known_to_it_afterwards(stash: Stash, faulty: str) -> None:
@@ -373,9 +395,26 @@ def test_a_use_while_a_tier_is_away_is_known_to_it_afterwards(stash: Stash, faul
         manager.maintain()
     stash.recover(manager)
     manager.maintain()
+    manager.l1_tier.clear()
+    manager.get("key-1")
     entry = tier.get("key-1")
     assert entry is not None
-    assert entry.access_count == 2
+    # L2 gets it again with this use, of which L3 has not been told yet.
+    assert entry.access_count == (3 if faulty == "l2" else 2)
+
+
+def test_a_use_of_what_l3_has_missed_is_known_to_it_when_it_has_caught_up(stash: Stash) -> None:
+    manager = stash.open()
+    with broken(manager.l3_tier):
+        put(manager, "key-1", "key-2")
+    manager.get("key-1")
+    # Flushes first, and only then catches up.
+    manager.maintain()
+    entry = manager.l3_tier.get("key-1")
+    assert entry is not None
+    assert entry.access_count == 1
+    [listed, _] = manager.list_entries("", 10, ANY)
+    assert listed.access_count == 1
 
 
 @pytest.mark.parametrize("meanwhile", ["a delete", "a replacement", "a clear", "a failure"])
@@ -407,11 +446,11 @@ def test_what_was_read_from_an_outdated_tier_is_forgotten_when_the_one_that_know
     assert content_of_tier(manager.l2_tier).items() <= expected.items()
 
 
-@pytest.mark.parametrize("end", ["orderly", "abrupt"])
+@pytest.mark.parametrize(("faulty", "end"), [("l2", "orderly"), ("l2", "abrupt"), ("l3", "orderly")])
 def test_a_use_while_a_tier_is_away_is_known_to_the_other_after_a_restart(
     stash: Stash, faulty: str, end: str
 ) -> None:
-    """As far as it had been flushed; the tier that was away may know less, until the entry is used again."""
+    """As far as it had been flushed; after a kill, what only L2 was told of is lost."""
     manager = stash.open()
     put(manager, "key-1")
     tier = tier_of(manager, faulty)
@@ -446,8 +485,7 @@ def test_both_tiers_may_fail_one_after_the_other(stash: Stash) -> None:
             else:
                 put(manager, "b", source=str(number))
         stash.recover(manager)
-    for one in (manager.l2_tier, manager.l3_tier):
-        assert content_of_tier(one) == {"a": ("5", 0)}
+    check_disk_tiers(manager, {"a": ("5", 0)})
 
 
 def test_a_tier_that_fails_while_it_catches_up_goes_on_later(stash: Stash, faulty: str) -> None:
@@ -458,45 +496,52 @@ def test_a_tier_that_fails_while_it_catches_up_goes_on_later(stash: Stash, fault
     fail_until_skipped(manager, tier)
     put(manager, "a", "b", source="meanwhile")
     repair_tier(tier)
-    with broken(tier, {"apply", "clear_before"}):
+    with broken(tier, {"commit", "clear_before", "clear"}):
         stash.recover(manager)
         assert state_of(manager, faulty) is TierState.DEGRADED
         assert content_of(manager) == {"a": ("meanwhile", 0), "b": ("meanwhile", 0)}
     stash.recover(manager)
     assert state_of(manager, faulty) is TierState.ACTIVE
-    assert content_of_tier(tier) == {"a": ("meanwhile", 0), "b": ("meanwhile", 0)}
+    check_disk_tiers(manager, {"a": ("meanwhile", 0), "b": ("meanwhile", 0)})
 
 
-def test_changes_during_catching_up_win_over_what_is_caught_up_on(stash: Stash, faulty: str) -> None:
+def test_changes_during_catching_up_win_over_what_is_caught_up_on(stash: Stash) -> None:
     manager = stash.open()
-    tier = tier_of(manager, faulty)
+    tier = manager.l3_tier
     keys = [f"key-{number:03}" for number in range(150)]
     with broken(tier):
         fail_until_skipped(manager, tier)
         put(manager, *keys, source="meanwhile")
-    apply = tier.apply
+    assert isinstance(tier, SQLiteCacheTier)
+    commit = tier.commit
+    others: list[threading.Thread] = []
 
-    def apply_and_interfere(writes):  # type: ignore[no-untyped-def]  # stands in for the real one
-        tier.apply = apply  # type: ignore[method-assign]
-        # The first batch of keys is being replayed and locked: these are of the second.
-        put(manager, "key-148", source="later")
-        manager.delete("key-149")
-        return apply(writes)
+    def commit_and_interfere(asked, decide):  # type: ignore[no-untyped-def]  # stands in for the real one
+        # The first batch of keys is being brought up to date: these are of the second.
+        if not others:
+            others.append(threading.Thread(target=put, args=(manager, "key-148"), kwargs={"source": "later"}))
+            others.append(threading.Thread(target=manager.delete, args=("key-149",)))
+            for other in others:
+                other.start()
+            # They come next, as whoever waits for the lock of changes does.
+            threading.Event().wait(0.05)
+        return commit(asked, decide)
 
-    tier.apply = apply_and_interfere  # type: ignore[method-assign]
+    tier.commit = commit_and_interfere  # type: ignore[method-assign]
     stash.recover(manager)
+    for other in others:
+        other.join(30)
     manager.maintain()
     expected = dict.fromkeys(keys[:148], ("meanwhile", 0)) | {"key-148": ("later", 0)}
     assert content_of(manager) == expected
-    for one in (manager.l2_tier, manager.l3_tier):
-        assert content_of_tier(one) == expected
+    check_disk_tiers(manager, expected)
 
 
 def test_a_delete_is_told_to_the_one_who_asked_and_not_to_the_next(stash: Stash, faulty: str) -> None:
     """A tier that has missed a delete still holds the entry, but the cache does not."""
     manager = stash.open()
     put(manager, "key-1")
-    with broken(tier_of(manager, faulty), {"apply"}):
+    with broken(tier_of(manager, faulty), {"apply", "commit"}):
         assert manager.delete("key-1") is True
     assert manager.delete("key-1") is False
     assert manager.invalidate_by_health("key-1").found is False
@@ -534,8 +579,7 @@ def test_a_put_does_not_need_to_read_what_it_replaces(stash: Stash, faulty: str,
     stash.recover(manager)
     expected = {"key-1": ("after", 0), "new": ("after", 0)}
     assert content_of(manager) == expected
-    for one in (manager.l2_tier, manager.l3_tier):
-        assert content_of_tier(one) == expected
+    check_disk_tiers(manager, expected)
 
 
 # -- what is no tier failure
@@ -582,8 +626,7 @@ def test_a_tier_that_is_away_at_the_start_is_degraded_and_recovers(
     assert state_of(manager, faulty) is TierState.ACTIVE
     expected = {"b": ("before", 0), "c": ("meanwhile", 0)}
     assert content_of(manager) == expected
-    for one in (manager.l2_tier, manager.l3_tier):
-        assert content_of_tier(one) == expected
+    check_disk_tiers(manager, expected)
 
 
 def test_a_cache_whose_disk_tiers_are_both_away_at_the_start_is_still_a_cache(stash: Stash) -> None:
@@ -597,12 +640,11 @@ def test_a_cache_whose_disk_tiers_are_both_away_at_the_start_is_still_a_cache(st
         (stash.directory / name).unlink()
     stash.recover(manager)
     stash.recover(manager)
-    for one in (manager.l2_tier, manager.l3_tier):
-        assert one.keys() == ["key-1"]
+    check_disk_tiers(manager, {"key-1": ("", 0)})
 
 
 def test_the_only_disk_tier_may_fail_too(stash: Stash, faulty: str) -> None:
-    """Then memory carries on alone, and what it still holds is written when the tier is back."""
+    """Then memory and the journal carry on, and the tier has caught up before it serves again."""
     others_off = {"l2_config" if faulty == "l3" else "l3_config": SWITCHED_OFF}
     manager = stash.open(**others_off)
     put(manager, "deleted", "replaced", "kept", source="before")
@@ -610,42 +652,46 @@ def test_the_only_disk_tier_may_fail_too(stash: Stash, faulty: str) -> None:
     with broken(tier):
         fail_until_skipped(manager, tier)
         put(manager, "replaced", "new", source="meanwhile")
-        with pytest.raises(CacheUnavailableError):
-            manager.delete("deleted")
-        assert manager.get_statistics().entries == 4
+        assert manager.delete("deleted")
+        assert manager.get("deleted") is None
         assert state_of(manager, faulty) is TierState.DEGRADED
     stash.recover(manager)
-    manager.delete("deleted")
     expected = {"replaced": ("meanwhile", 0), "new": ("meanwhile", 0), "kept": ("before", 0)}
     assert content_of(manager) == expected
     assert content_of_tier(tier) == expected
     assert content_of(stash.reopen_after_kill(**others_off)) == expected
 
 
+@pytest.mark.parametrize("journal", [True, False], ids=["with the journal", "without the journal"])
 def test_an_acknowledged_change_of_the_only_disk_tier_is_there_after_a_kill_or_was_refused(
-    stash: Stash, faulty: str
+    stash: Stash, faulty: str, journal: bool
 ) -> None:
-    """What only memory could take is said to be in memory alone; a delete only it could take is refused."""
+    """What only memory could take is said to be in memory alone; a delete that nobody can note is refused."""
     others_off = {"l2_config" if faulty == "l3" else "l3_config": SWITCHED_OFF}
     manager = stash.open(**others_off)
     put(manager, "a", "b", source="before")
     tier = tier_of(manager, faulty)
     break_tier(tier)
     fail_until_skipped(manager, tier)
-    assert manager.put("a", manager.new_entry("http://192.0.2.1:1", source="lost")) == (L1,)
-    for refused in (partial(manager.delete, "b"), manager.clear):
-        with pytest.raises(CacheUnavailableError):
-            refused()
+    with nullcontext() if journal else journal_broken(manager):
+        assert manager.put("a", manager.new_entry("http://192.0.2.1:1", source="meanwhile")) == (L1,)
+        if journal:
+            assert manager.delete("b")
+        else:
+            for refused in (partial(manager.delete, "b"), manager.clear):
+                with pytest.raises(CacheUnavailableError):
+                    refused()
     manager = stash.reopen_after_kill(**others_off)
     repair_tier(tier)
-    assert content_of(manager) == {"a": ("before", 0), "b": ("before", 0)}
+    expected = {"a": ("meanwhile", 0)} if journal else {"a": ("before", 0), "b": ("before", 0)}
+    assert content_of(manager) == expected
 
 
 def test_background_work_recovers_a_tier_by_itself(
     stash: Stash, faulty: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the real thread: it must be running, and must do what `maintain` does."""
-    monkeypatch.setattr("proxystash_server.cache.maintenance.INTERVAL_SECONDS", 0.001)
+    monkeypatch.setattr("proxystash_server.cache.manager.MAINTENANCE_SECONDS", 0.001)
     manager = CacheManager(stash.config(), clock=stash.clock, monotonic=stash.monotonic)
     try:
         tier = tier_of(manager, faulty)
@@ -654,6 +700,10 @@ def test_background_work_recovers_a_tier_by_itself(
             put(manager, "key-1")
         stash.monotonic.advance(61)
         wait_until(lambda: state_of(manager, faulty) is TierState.ACTIVE)
+        assert manager.l3_tier.get("key-1") is not None
+        manager.l1_tier.clear()
+        assert manager.get("key-1") is not None
+        # L2 was emptied, and refills from use.
         assert tier.get("key-1") is not None
     finally:
         manager.close()

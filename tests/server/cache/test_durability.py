@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from proxystash_server.cache import CacheManager, CacheTierType, EntryFilter, HealthStatus, L2BackendType
-from proxystash_server.cache.entry import wall_clock
+from proxystash_server.cache.entry.entry import wall_clock
 from tests.server.cache.stash import Stash
 from tests.server.cache.support import PASSWORD, SWITCHED_OFF, USERNAME, bounded, keys_of, put
 from tests.server.cache.tier_contract import MONITORING
@@ -197,14 +197,19 @@ def test_the_authority_is_written_first(stash: Stash) -> None:
     manager = stash.open()
     put(manager, "key-1", source="before")
     order: list[str] = []
-    for tier in (manager.l2_tier, manager.l3_tier):
-        apply = tier.apply
+    apply, commit = manager.l2_tier.apply, manager.l3_tier.commit  # type: ignore[attr-defined]  # L3 decides
 
-        def recorded(writes, tier=tier, apply=apply):  # type: ignore[no-untyped-def]  # a spy passes on what it gets
-            order.extend(f"{tier.tier_type} {'put' if write.entry else 'remove'}" for write in writes)
-            return apply(writes)
+    def applied(writes):  # type: ignore[no-untyped-def]  # a spy passes on what it gets
+        order.extend(f"l2 {'put' if write.entry else 'remove'}" for write in writes)
+        return apply(writes)
 
-        tier.apply = recorded  # type: ignore[method-assign]
+    def committed(keys, decide):  # type: ignore[no-untyped-def]  # likewise
+        writes, outcome = commit(keys, decide)
+        order.extend(f"l3 {'put' if write.entry else 'remove'}" for write in writes)
+        return writes, outcome
+
+    manager.l2_tier.apply = applied  # type: ignore[method-assign]
+    manager.l3_tier.commit = committed  # type: ignore[attr-defined]
     put(manager, "key-1", source="after")
     manager.delete("key-1")
     assert order == ["l3 put", "l2 put", "l3 remove", "l2 remove"]

@@ -13,14 +13,14 @@ from proxystash_server.cache import (
     CacheTier,
     CacheTierConfig,
     CacheTierType,
-    DurableTier,
+    DiskTier,
     JsonlCacheTier,
     MemoryCacheTier,
     SQLiteCacheTier,
 )
-from proxystash_server.cache.access_log import Access
-from proxystash_server.cache.eviction import EvictionPolicy, make_policy
-from tests.server.cache.durable_tier_contract import ENCRYPTOR
+from proxystash_server.cache.coherence.uses import Access
+from proxystash_server.cache.tiers.eviction import EvictionPolicy, make_policy
+from tests.server.cache.disk_tier_contract import ENCRYPTOR
 from tests.server.cache.support import START_US, bounded, stored
 
 CAPACITY = 3
@@ -83,10 +83,10 @@ class TierStore(Store):
         self.now_us += 1
         if isinstance(self.tier, MemoryCacheTier):
             assert self.tier.hit(key, self.now_us) is not None
-        elif isinstance(self.tier, DurableTier):
+        elif isinstance(self.tier, DiskTier):
             entry = self.tier.get(key)
             assert entry is not None
-            self.tier.touch([Access(key, entry.version, entry.access_count + 1, self.now_us, False)])
+            self.tier.note_uses([Access(key, entry.version, entry.access_count + 1, self.now_us, False)])
 
     def delete(self, key: str) -> None:
         assert self.tier.delete(key)
@@ -97,7 +97,7 @@ class TierStore(Store):
             for shard in self.tier._shards[::2]:
                 shard.needs_compaction = True
             self.tier.maintain()
-        if isinstance(self.tier, DurableTier):
+        if isinstance(self.tier, DiskTier):
             self.tier.close()
             self.tier = self.make()
 
@@ -105,7 +105,7 @@ class TierStore(Store):
         return set(self.tier.keys())
 
     def close(self) -> None:
-        if isinstance(self.tier, DurableTier):
+        if isinstance(self.tier, DiskTier):
             self.tier.close()
 
 

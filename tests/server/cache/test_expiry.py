@@ -210,13 +210,13 @@ def test_nobody_waits_for_the_cleaner_longer_than_for_one_batch(stash: Stash) ->
     ])  # fmt: skip
     stash.clock.advance(10)
     batches: list[int] = []
-    apply = manager.l3_tier.apply
+    commit = manager.l3_tier.commit  # type: ignore[attr-defined]  # L3 decides
 
-    def counted(writes):  # type: ignore[no-untyped-def]  # stands in for the real one
-        batches.append(len(writes))
-        return apply(writes)
+    def counted(keys, decide):  # type: ignore[no-untyped-def]  # stands in for the real one
+        batches.append(len(keys))
+        return commit(keys, decide)
 
-    manager.l3_tier.apply = counted  # type: ignore[method-assign]
+    manager.l3_tier.commit = counted  # type: ignore[attr-defined]
     assert manager.cleanup_expired() == 350
     assert sum(batches) == 350
     assert max(batches) <= 100
@@ -282,7 +282,7 @@ def test_an_expired_entry_is_removed_later_where_its_removal_would_wait_for_a_co
     manager = stash.open()
     put(manager, "key-1", ttl_us=10 * SECOND_US)
     stash.clock.advance(10)
-    with manager.l3_tier._database._commits.lock:  # type: ignore[attr-defined]  # L3 is SQLite's
+    with manager.l3_tier._database._lock:  # type: ignore[attr-defined]  # L3 is SQLite's
         assert run_in_threads(partial(manager.get, "key-1")) == [None]
     manager.maintain()
     assert holders(manager, "key-1") == ()

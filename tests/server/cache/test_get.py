@@ -216,10 +216,10 @@ def test_uses_of_what_is_gone_leave_nothing_behind_in_memory(stash: Stash) -> No
         manager.get(key)
     manager.delete("deleted")
     put(manager, "replaced")
-    assert manager._stack.access_log.peek("deleted") is None
-    assert manager._stack.access_log.peek("replaced") is None
+    assert manager._uses.peek("deleted") is None
+    assert manager._uses.peek("replaced") is None
     manager.clear()
-    assert len(manager._stack.access_log) == 0
+    assert len(manager._uses) == 0
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -264,7 +264,7 @@ def test_counts_stay_exact_when_a_tier_could_not_store_them(stash: Stash, faulty
     put(manager, "key-1")
     for _ in range(3):
         manager.get("key-1")
-    with broken(getattr(manager, faulty), {"touch"}):
+    with broken(getattr(manager, faulty), {"note_uses"}):
         manager.maintain()
     stash.recover(manager)
     entry = manager.get("key-1")
@@ -280,7 +280,7 @@ def test_counts_wait_in_memory_while_no_disk_tier_can_store_them(stash: Stash) -
     manager = stash.open()
     put(manager, "key-1")
     manager.get("key-1")
-    with broken(manager.l2_tier, {"touch"}), broken(manager.l3_tier, {"touch"}):
+    with broken(manager.l2_tier, {"note_uses"}), broken(manager.l3_tier, {"note_uses"}):
         manager.maintain()
         manager.get("key-1")
     manager.maintain()
@@ -299,16 +299,16 @@ def test_a_listing_in_the_middle_of_a_flush_has_the_exact_counts(stash: Stash, s
     listed: list[dict[str, int]] = []
     tiers = [tier for tier in (manager.l2_tier, manager.l3_tier) if tier.enabled]
     for tier in tiers:
-        touch = tier.touch
+        note_uses = tier.note_uses
 
-        def touch_and_list(accesses, touch=touch):  # type: ignore[no-untyped-def]  # stands in for the real one
+        def note_and_list(accesses, note_uses=note_uses):  # type: ignore[no-untyped-def]  # stands in for the real one
             for when in ("before", "after"):
                 if when == "after":
-                    touch(accesses)
+                    note_uses(accesses)
                 entries = manager.list_entries("", 10, ANY)
                 listed.append({entry.key: entry.access_count for entry in entries})
 
-        tier.touch = touch_and_list  # type: ignore[method-assign]
+        tier.note_uses = note_and_list  # type: ignore[method-assign]
     manager.maintain()
     assert listed == [{"a": 2, "b": 1}] * len(listed)
     assert len(listed) == 2 * len(tiers)
@@ -331,14 +331,14 @@ def test_a_get_below_l1_does_not_wait_for_the_write_of_another_key(stash: Stash)
     put(stash.open(), "key-1", "key-2")
     manager = stash.reopen()
     writing, go_on = threading.Event(), threading.Event()
-    apply = manager.l3_tier.apply
+    commit = manager.l3_tier.commit  # type: ignore[attr-defined]  # L3 decides
 
-    def slow_apply(writes):  # type: ignore[no-untyped-def]  # stands in for the real one
+    def slow_commit(keys, decide):  # type: ignore[no-untyped-def]  # stands in for the real one
         writing.set()
         assert go_on.wait(30)
-        return apply(writes)
+        return commit(keys, decide)
 
-    manager.l3_tier.apply = slow_apply  # type: ignore[method-assign]
+    manager.l3_tier.commit = slow_commit  # type: ignore[attr-defined]
     writer = threading.Thread(target=put, args=(manager, "key-2"))
     writer.start()
     try:
@@ -358,9 +358,9 @@ def test_a_get_does_not_wait_for_a_commit_under_way(stash: Stash, stored_in: str
     put(manager, "in-l3", "in-l2")
     manager = stash.reopen(l2_config=bounded(1))
     lock = (
-        manager.l2_tier._commits.lock  # type: ignore[attr-defined]
+        manager.l2_tier._commit_lock  # type: ignore[attr-defined]
         if manager.l2_tier.backend == "jsonl"
-        else manager.l2_tier._database._commits.lock  # type: ignore[attr-defined]
+        else manager.l2_tier._database._lock  # type: ignore[attr-defined]
     )
     with lock:
         [(entry, served_by)] = run_in_threads(partial(manager.lookup, f"in-{stored_in}"))

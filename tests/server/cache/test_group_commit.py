@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from proxystash_server.cache.errors import TierError
-from proxystash_server.cache.group_commit import GroupCommit
+from proxystash_server.cache.ground.group_commit import GroupCommit
 from tests.server.cache.support import run_in_threads
 
 

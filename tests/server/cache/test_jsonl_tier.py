@@ -12,19 +12,20 @@ from typing import Any
 import pytest
 
 from proxystash_server.cache import (
+    AuthorityTier,
     CacheTierConfig,
     CacheTierType,
     CredentialEncryptor,
     Durability,
-    DurableTier,
     JsonlCacheTier,
     StoreFormatError,
 )
-from proxystash_server.cache.access_log import Access
+from proxystash_server.cache.coherence.uses import Access
 from proxystash_server.cache.errors import TierError
-from proxystash_server.cache.tiers.base import EVERYTHING, Write
-from proxystash_server.cache.tiers.jsonl_shard import Segment, Slot
-from tests.server.cache.durable_tier_contract import ENCRYPTOR, DurableTierContract, as_is_and_reopened
+from proxystash_server.cache.tiers.base import Write
+from proxystash_server.cache.tiers.jsonl.shard import Segment, Slot, encode_body, finish_line
+from tests.server.cache.authority_tier_contract import AuthorityTierContract
+from tests.server.cache.disk_tier_contract import ENCRYPTOR, as_is_and_reopened
 from tests.server.cache.invariants import check_files, check_line, check_tier
 from tests.server.cache.support import (
     PASSWORD,
@@ -34,6 +35,7 @@ from tests.server.cache.support import (
     contents,
     flip_byte,
     keys_of,
+    page,
     run_in_threads,
     stored,
 )
@@ -42,15 +44,18 @@ from tests.server.cache.tier_contract import ANY, UNBOUNDED, everything_set, put
 Make = Callable[..., JsonlCacheTier]
 
 
-class TestJsonlTier(DurableTierContract):
+class TestJsonlTier(AuthorityTierContract):
     def build(
         self, directory: Path, config: CacheTierConfig, encryptor: CredentialEncryptor, **options: Any
-    ) -> DurableTier:
+    ) -> AuthorityTier:
         return JsonlCacheTier(config, CacheTierType.L2, directory, encryptor, **options)
 
     def pretend_newer_format(self, directory: Path) -> None:
         meta = json.loads((directory / "meta.json").read_bytes())
         (directory / "meta.json").write_text(json.dumps({**meta, "version": 1000}))
+
+    def damage(self, directory: Path, key: str) -> None:
+        damage_in_place(shard_of(directory, key), b"sound", key)
 
 
 @pytest.fixture
@@ -121,9 +126,7 @@ def test_the_shards_are_json_lines_that_anyone_can_read(make: Make, directory: P
     tier = make()
     put(tier, everything_set(), *(stored(f"key-{number}") for number in range(20)))
     tier.delete("key-3")
-    tier.touch([Access("key-4", 1, 2, START_US, False)])
-    tier.extend_backlog({"key-5": 3})
-    tier.settle(["key-5"])
+    tier.note_uses([Access("key-4", 1, 2, START_US, False)])
     records = []
     for content in shards(directory).values():
         assert content.endswith(b"\n")
@@ -149,8 +152,7 @@ CHANGES: dict[str, Callable[[JsonlCacheTier], object]] = {
     "put": lambda tier: tier.put("new", stored("new")),
     "replacement": lambda tier: tier.put("key-1", stored("key-1", version=2)),
     "delete": lambda tier: tier.delete("key-1"),
-    "touch": lambda tier: tier.touch([Access("key-1", 1, 1, START_US, False)]),
-    "backlog mark": lambda tier: tier.extend_backlog({"key-1": 1}),
+    "note_uses": lambda tier: tier.note_uses([Access("key-1", 1, 1, START_US, False)]),
 }
 
 
@@ -179,8 +181,7 @@ def test_changes_that_change_nothing_write_nothing(make: Make, directory: Path) 
     put(tier, stored("key-1", version=2))
     before = contents(directory)
     tier.delete("nothing")
-    tier.touch([Access("key-1", 1, 1, START_US, False), Access("nothing", 1, 1, START_US, False)])
-    tier.settle(["nothing"])
+    tier.note_uses([Access("key-1", 1, 1, START_US, False), Access("nothing", 1, 1, START_US, False)])
     assert contents(directory) == before
 
 
@@ -201,8 +202,7 @@ def test_full_durability_syncs_what_a_put_appended_before_it_returns(
 def test_compaction_keeps_the_content_and_gives_the_room_back(make: Make, directory: Path) -> None:
     tier = make()
     put(tier, everything_set(), *(stored(f"key-{number}", version=number + 1) for number in range(50)))
-    tier.extend_backlog({f"key-{number}": number for number in range(10)})
-    tier.touch([Access("full", 1, 44, START_US + 9, True)])
+    tier.note_uses([Access("full", 1, 44, START_US + 9, True)])
     for key in ("key-1", "full-not", "key-2"):
         make_garbage(tier, key)
     before = {key: tier.get(key) for key in tier.keys()}  # noqa: SIM118 -- no dict
@@ -211,7 +211,6 @@ def test_compaction_keeps_the_content_and_gives_the_room_back(make: Make, direct
     assert sum(map(len, shards(directory).values())) < grown / 4
     for one in as_is_and_reopened(tier, make):
         assert {key: one.get(key) for key in one.keys()} == before  # noqa: SIM118 -- no dict
-        assert one.backlog() == {f"key-{number}": number for number in range(10)}
         assert one.versions(["key-7"]) == {"key-7": 8}
         check_tier(one)
     make().close()
@@ -297,7 +296,7 @@ def test_what_is_appended_while_a_compaction_copies_is_kept(
         line = read(self, offset, length)
         if b'"key-1"' in line and once.acquire(blocking=False):
             put(tier, stored("key-1", version=3, source="meanwhile"), stored("key-3", version=4))
-            tier.touch([Access("key-2", 2, 9, START_US + 1, True)])
+            tier.note_uses([Access("key-2", 2, 9, START_US + 1, True)])
         return line
 
     monkeypatch.setattr(Segment, "read", read_and_interfere)
@@ -489,7 +488,7 @@ def test_a_damaged_meta_file_costs_no_entry(
         tier = make()
         assert tier.get("full") == everything_set()
         assert tier.size() == 2
-        assert tier.store_id
+        assert tier.notes["id"]
     assert len(corruptions) == 1
 
 
@@ -508,7 +507,7 @@ def test_a_missing_shard_costs_its_entries_alone(make: Make, directory: Path) ->
 def test_a_shard_of_a_newer_format_is_refused(make: Make, directory: Path) -> None:
     put(make(), stored("key-1"))
     make().close()
-    from proxystash_server.cache.tiers.jsonl_shard import FORMAT, encode_body, finish_line
+    from proxystash_server.cache.tiers.jsonl.shard import FORMAT, encode_body, finish_line
 
     newer = {"op": "header", "format": FORMAT, "version": 1000, "shard": 0, "shards": 8}
     path = directory / "shard-0.jsonl"
@@ -609,8 +608,6 @@ def test_a_clear_that_is_cut_short_has_happened_whole_whatever_is_compacted_afte
     tier = make()
     keys = [f"key-{number}" for number in range(30)]
     put(tier, *(stored(key) for key in keys))
-    marks = {key: number for number, key in enumerate(keys, 1)}
-    tier.extend_backlog({**marks, EVERYTHING: 99})
     with monkeypatch.context() as patch:
         _fail_from_rename(patch, renames)
         tier.clear()
@@ -621,7 +618,6 @@ def test_a_clear_that_is_cut_short_has_happened_whole_whatever_is_compacted_afte
     put(tier, stored("key-1", version=200))
     for one in as_is_and_reopened(tier, make):
         assert one.keys() == ["key-1"]
-        assert one.backlog() == {**marks, EVERYTHING: 99}
         check_tier(one)
     assert corruptions == []
 
@@ -632,8 +628,6 @@ def test_a_restart_that_is_itself_cut_short_while_finishing_a_clear_brings_nothi
 ) -> None:
     tier = make()
     put(tier, *(stored(f"key-{number}") for number in range(30)))
-    marks = {f"key-{number}": number for number in range(30)}
-    tier.extend_backlog(marks)
     with monkeypatch.context() as patch:
         _fail_from_rename(patch, 4)
         tier.clear()
@@ -644,19 +638,6 @@ def test_a_restart_that_is_itself_cut_short_while_finishing_a_clear_brings_nothi
         except TierError:
             assert renames < 8
     assert make().keys() == []
-    assert make().backlog() == marks
-
-
-def test_a_mark_that_was_carried_over_a_clear_can_be_settled_for_good(make: Make) -> None:
-    tier = make()
-    marks = {f"key-{number}": number for number in range(30)}
-    tier.extend_backlog(marks)
-    tier.clear()
-    tier.settle(marks)
-    for shard in tier._shards:
-        shard.needs_compaction = shard.number > 0
-    tier.maintain()
-    assert make().backlog() == {}
 
 
 @pytest.mark.parametrize("renames", range(8))
@@ -681,7 +662,7 @@ def test_a_page_passes_over_damaged_lines_and_is_full_without_them(make: Make, d
     with path.open("r+b") as file:
         file.seek(path.read_bytes().index(b"sound-1"))
         file.write(b"damaged")
-    assert keys_of(tier.page("", 3, ANY, START_US)) == ["key-0", "key-2", "key-3"]
+    assert keys_of(page(tier, "", 3, ANY, START_US)) == ["key-0", "key-2", "key-3"]
 
 
 def test_an_open_file_is_let_go_of_when_nothing_reads_it_any_more(make: Make) -> None:
@@ -727,3 +708,55 @@ def test_a_key_that_is_replaced_never_leaves_the_index(make: Make) -> None:
     tier.delete("key-2")
     assert left == ["key-2"]
     assert tier.keys() == ["key-1"]
+
+
+# -- seals
+
+
+@pytest.mark.parametrize("damage", ["cut off between two lines", "one line more", "a flipped bit", "lost"])
+def test_a_seal_is_not_believed_of_files_that_are_not_as_they_were(
+    make: Make, directory: Path, damage: str
+) -> None:
+    tier = make()
+    put(tier, *(stored(f"key-{number}") for number in range(30)))
+    tier.seal(7)
+    tier.close()
+    path = shard_of(directory, "key-1")
+    content = path.read_bytes()
+    if damage == "cut off between two lines":
+        path.write_bytes(b"".join(content.splitlines(keepends=True)[:-1]))
+    elif damage == "one line more":
+        path.write_bytes(content + content.splitlines(keepends=True)[-1])
+    elif damage == "a flipped bit":
+        path.write_bytes(content[:-30] + bytes([content[-30] ^ 1]) + content[-29:])
+    else:
+        path.unlink()
+    assert make().break_seal() is None
+
+
+# -- an earlier format
+
+
+def test_what_format_1_noted_for_the_other_tier_is_inherited_once(make: Make, directory: Path) -> None:
+    """Marks stood in lines of their own, and in those of the changes that the other tier had missed."""
+    put(make(), stored("a", version=10), stored("b", version=11))
+    make().close()
+    marked = finish_line(encode_body({"op": "backlog", "keys": {"c": 12, "settled": 3, "": 9}}), 100)
+    settled = finish_line(encode_body({"op": "settle", "keys": ["settled"]}), 101)
+    removed = finish_line(b'{"op":"delete","key":"b","version":13,"backlog":true', 102)
+    with (directory / "shard-0.jsonl").open("ab") as file:
+        file.write(marked + settled)
+    with shard_of(directory, "b").open("ab") as file:
+        file.write(removed)
+    meta = json.loads((directory / "meta.json").read_bytes())
+    old = {"format": meta["format"], "version": 1, "key_check": meta["key_check"]}
+    old |= {"store_id": "the store", "partner_id": "the partner", "session": "the session"}
+    (directory / "meta.json").write_text(json.dumps(old))
+    for _ in range(2):
+        tier = make()
+        assert tier.keys() == ["a"]
+        assert (tier.notes["id"], tier.notes["partner"]) == ("the store", "the partner")
+        assert json.loads(str(tier.notes["inherited"])) == {"c": 12, "": 9, "b": 13}
+        assert tier.break_seal() is None
+    make().note(inherited=None, partner=None)
+    assert "inherited" not in make().notes

@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from proxystash_server.cache.keylocks import KeyLocks
+from proxystash_server.cache.ground.keylocks import KeyLocks
 from tests.server.cache.support import run_in_threads, wait_until
 
 SHORTLY = 0.05

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxystash_server.cache import LatencySummary
-from proxystash_server.cache.latency import LatencyWindow
+from proxystash_server.cache.counting.latency import LatencyWindow
 from tests.server.cache.support import FakeMonotonic, run_in_threads
 
 

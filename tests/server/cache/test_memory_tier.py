@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from proxystash_server.cache import CacheTierConfig, MemoryCacheTier
-from proxystash_server.cache.access_log import AccessLog
+from proxystash_server.cache.coherence.uses import UseLog
 from tests.server.cache.support import START_US, FakeClock, bounded, stored
 from tests.server.cache.tier_contract import UNBOUNDED, MakeTier, TierContract
 
@@ -35,9 +35,9 @@ def test_a_hit_on_an_expired_entry_is_none_and_no_use() -> None:
     assert tier.get("key-1") == stored("key-1", ttl=10)
 
 
-def test_what_falls_out_of_memory_stands_in_the_access_log_marked_and_with_its_counts() -> None:
-    log = AccessLog()
-    tier = MemoryCacheTier(bounded(1), access_log=log)
+def test_what_falls_out_of_memory_stands_in_the_use_log_marked_and_with_its_counts() -> None:
+    log = UseLog()
+    tier = MemoryCacheTier(bounded(1), use_log=log)
     tier.put("key-1", stored("key-1", version=5))
     tier.hit("key-1", START_US + 1)
     tier.put("key-2", stored("key-2", version=6))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxystash_server.cache.disk import _merge
-from proxystash_server.cache.entry import CacheEntry
+from proxystash_server.cache.coherence.reads import _merge
+from proxystash_server.cache.entry.entry import CacheEntry
 from proxystash_server.cache.tiers.base import Page
 from tests.server.cache.support import keys_of, stored
 

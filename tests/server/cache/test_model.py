@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from proxystash_server.cache import (
     CacheUnavailableError,
-    DurableTier,
+    DiskTier,
     EntryFilter,
     HealthStatus,
     L2BackendType,
@@ -32,7 +32,8 @@ from tests.server.cache.support import (
     FakeMonotonic,
     bounded,
     break_tier,
-    disk_of,
+    guards_of,
+    missed_by_authority,
     repair_tier,
     scratch_directory,
 )
@@ -252,7 +253,7 @@ class Counted(Machine):
 class Faulty(Machine):
     """One tier at a time fails; what was acknowledged holds all the same, also over restarts and kills."""
 
-    broken: DurableTier | None = None
+    broken: DiskTier | None = None
 
     def configure(self, small: bool, policy: str) -> None:
         # Room for everything in L2: what L3 has missed cannot be evicted for want of room.
@@ -316,8 +317,15 @@ class Faulty(Machine):
         """Bring both tiers fully up to date, so that either of them may fail."""
         for _ in range(3):
             self.stash.recover(self.manager)
-        for level in disk_of(self.manager).levels:
-            assert level.is_complete
+        assert all(guard.is_open for guard in guards_of(self.manager))
+        assert not missed_by_authority(self.manager)
+        assert not self.manager._cache.doubted
+        # L2 refills from use: here at once, so that L3 may fail without hiding anything.
+        l2, l3 = self.manager.l2_tier, self.manager.l3_tier
+        for key in set(l3.keys()) - set(l2.keys()):
+            entry = l3.get(key)
+            assert entry is not None
+            l2.put(key, entry)
 
     def teardown(self) -> None:
         try:

@@ -11,7 +11,7 @@ import pytest
 from cryptography.fernet import Fernet
 
 from proxystash_server.cache import CacheManager, CacheUnavailableError, EntryFilter, TierState
-from proxystash_server.cache.credentials import create_key_file
+from proxystash_server.cache.entry.credentials import create_key_file
 from tests.server.cache.stash import Stash
 from tests.server.cache.support import (
     SWITCHED_OFF,
@@ -100,7 +100,7 @@ def test_a_failed_note_of_a_use_costs_no_entry(stash: Stash) -> None:
     manager = stash.open(l1_config=bounded(1), l2_config=bounded(1))
     put(manager, "key-1", "key-2", "key-3")
     manager.get("key-1")
-    with broken(manager.l3_tier, {"touch"}):
+    with broken(manager.l3_tier, {"note_uses"}):
         manager.maintain()
     put(manager, "key-4")
     stash.recover(manager)
@@ -154,7 +154,7 @@ def test_one_failed_read_of_the_only_tier_that_knows_is_not_a_miss(stash: Stash)
     put(manager, "key-1", "key-2")
     with broken(manager.l3_tier, {"get"}), pytest.raises(CacheUnavailableError):
         manager.get("key-1")
-    with broken(manager.l3_tier, {"get_to_change"}), pytest.raises(CacheUnavailableError):
+    with broken(manager.l3_tier, {"get", "commit"}), pytest.raises(CacheUnavailableError):
         manager.invalidate_by_health("key-1")
 
     assert manager.get("key-1") is not None

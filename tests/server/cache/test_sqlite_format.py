@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -21,12 +22,12 @@ from proxystash_server.cache import (
     SQLiteCacheTier,
 )
 from proxystash_server.cache.errors import TierError, TierLostError
-from proxystash_server.cache.tiers import sqlite_format
-from proxystash_server.cache.tiers.sqlite_record import COLUMNS, write_row
-from tests.server.cache.durable_tier_contract import ENCRYPTOR
-from tests.server.cache.format_1 import FORMAT_1
+from proxystash_server.cache.tiers.sqlite import format as sqlite_format
+from proxystash_server.cache.tiers.sqlite.record import COLUMNS, write_row
+from tests.server.cache.disk_tier_contract import ENCRYPTOR
+from tests.server.cache.format_1 import FORMAT_1, FORMAT_2
 from tests.server.cache.invariants import check_tier
-from tests.server.cache.support import PASSWORD, START_US, USERNAME, bounded, keys_of, stored
+from tests.server.cache.support import PASSWORD, START_US, USERNAME, bounded, keys_of, page, stored
 from tests.server.cache.tier_contract import ANY, UNBOUNDED, put
 
 # Not in the order of their keys, and with a gap in their ids.
@@ -81,11 +82,11 @@ def open_tier(path: Path, corruptions: list[str]) -> Iterator[OpenTier]:
         opened.pop().close()
 
 
-def write_format_1(path: Path) -> None:
+def write_format_1(path: Path, schema: str = FORMAT_1) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA page_size = 4096")
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.executescript(FORMAT_1)
+        connection.executescript(schema)
         connection.execute("BEGIN")
         marks = ", ".join("?" * (len(COLUMNS.split(",")) + 3))
         connection.executemany(
@@ -107,6 +108,8 @@ def write_format_1(path: Path) -> None:
             ],
         )
         connection.execute("INSERT INTO backlog VALUES ('gone', 4999)")
+        if schema is FORMAT_2:
+            connection.execute("INSERT INTO meta VALUES ('announced', '{\"on its way\":5000}')")
         connection.execute("INSERT INTO set_aside VALUES (3, 17, 'a reason', 'a key', 'a record')")
         connection.execute("COMMIT")
 
@@ -119,9 +122,11 @@ def query(path: Path, statement: str, *values: object) -> list[Any]:
 def check_upgraded(tier: SQLiteCacheTier) -> None:
     """Everything that `write_format_1` wrote is there, and in the format of today."""
     path = tier._database.path
-    assert {entry.key: entry for entry in tier.page("", 100, ANY, START_US)} == ENTRIES
-    assert (tier.store_id, tier.partner_id, tier.session) == ("the store", "the partner", "the session")
-    assert (tier.last_version, tier.size(), tier.backlog()) == (5000, 40, {"gone": 4999})
+    assert {entry.key: entry for entry in page(tier, "", 100, ANY, START_US)} == ENTRIES
+    assert (tier.notes["id"], tier.notes["partner"]) == ("the store", "the partner")
+    assert json.loads(str(tier.notes["inherited"])).items() >= {"gone": 4999}.items()
+    assert (tier.last_version, tier.size()) == (5000, 40)
+    assert not query(path, "SELECT name FROM sqlite_schema WHERE name = 'backlog'")
     assert query(path, "SELECT * FROM set_aside") == [(3, 17, "a reason", "a key", "a record")]
     assert query(path, "PRAGMA user_version") == [(sqlite_format.FORMAT_VERSION,)]
     assert query(path, "PRAGMA integrity_check") == [("ok",)]
@@ -174,6 +179,40 @@ def test_the_order_of_eviction_survives_an_upgrade(
     assert set(open_tier(bounded(37, policy)).trim()) == next_to_go
 
 
+def test_a_store_of_format_2_is_upgraded_with_all_that_it_has(path: Path, open_tier: OpenTier) -> None:
+    write_format_1(path, FORMAT_2)
+    check_upgraded(open_tier())
+    tier = open_tier()
+    check_upgraded(tier)
+    # What the commit of a change announced to the other tier counts as missed by it.
+    assert json.loads(str(tier.notes["inherited"])) == {"gone": 4999, "on its way": 5000}
+
+
+@pytest.mark.parametrize("place", range(len(sqlite_format._FROM_FORMAT_2) + 1))
+@pytest.mark.parametrize("schema", [FORMAT_1, FORMAT_2], ids=["format 1", "format 2"])
+def test_an_upgrade_that_fails_in_its_last_part_leaves_the_store_as_it_was(
+    path: Path, open_tier: OpenTier, monkeypatch: pytest.MonkeyPatch, schema: str, place: int
+) -> None:
+    write_format_1(path, schema)
+    before = schema_of(path)
+    steps = sqlite_format._FROM_FORMAT_2
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            sqlite_format, "_FROM_FORMAT_2", (*steps[:place], "SELECT no_such_function()", *steps[place:])
+        )
+        with pytest.raises(TierError):
+            open_tier()
+    assert schema_of(path) == before
+    check_upgraded(open_tier())
+
+
+def test_damaged_marks_of_format_2_do_no_harm(path: Path, open_tier: OpenTier) -> None:
+    write_format_1(path, FORMAT_2)
+    query(path, "UPDATE meta SET value = '{\"cut o' WHERE name = 'announced'")
+    query(path, "INSERT INTO backlog VALUES ('damaged', 'text')")
+    check_upgraded(open_tier())
+
+
 STATEMENTS = range(len(sqlite_format._FROM_FORMAT_1) + 1)
 
 
@@ -212,7 +251,7 @@ def test_a_full_disk_fails_the_upgrade_and_no_more(
 def test_a_store_of_format_1_that_another_process_has_locked_is_upgraded_later(
     path: Path, open_tier: OpenTier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxystash_server.cache.tiers.database._BUSY_TIMEOUT_SECONDS", 0.01)
+    monkeypatch.setattr("proxystash_server.cache.tiers.sqlite.database._BUSY_TIMEOUT_SECONDS", 0.01)
     write_format_1(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -267,7 +306,7 @@ def test_a_damaged_row_of_format_1_costs_that_row(
     query(path, "UPDATE entries SET source = 'x' WHERE key = 'key-07'")
     query(path, "UPDATE entries SET key = CAST(x'ff41' AS TEXT) WHERE key = 'key-09'")
     tier = open_tier()
-    assert set(keys_of(tier.page("", 100, ANY, START_US))) == set(ENTRIES) - {"key-07", "key-09"}
+    assert set(keys_of(page(tier, "", 100, ANY, START_US))) == set(ENTRIES) - {"key-07", "key-09"}
     assert tier.get("key-07") is None
     assert len(corruptions) == 2
     assert tier.size() == 38
@@ -279,11 +318,11 @@ def test_a_damaged_page_of_format_1_costs_the_rows_on_it(
     write_format_1(path)
     data = path.read_bytes()
     start = data.index(b"source-21") // 4096 * 4096
-    page = data[start : start + 4096]
-    on_page = {f"key-{number:02}" for number in range(40) if b"source-%d" % number in page}
+    smashed = data[start : start + 4096]
+    on_page = {f"key-{number:02}" for number in range(40) if b"source-%d" % number in smashed}
     path.write_bytes(data[:start] + bytes(4096) + data[start + 4096 :])
     tier = open_tier()
-    assert set(keys_of(tier.page("", 100, ANY, START_US))) >= set(ENTRIES) - on_page
+    assert set(keys_of(page(tier, "", 100, ANY, START_US))) >= set(ENTRIES) - on_page
     assert tier.get("key-21") is None
     assert len(corruptions) == 1
     assert any("damaged" in file.name for file in path.parent.iterdir())
@@ -316,7 +355,7 @@ def test_an_index_and_a_row_that_disagree_cost_that_row_at_most(
             put(tier, stored("key-21", version=1000, source="source-21"))
     # As it is done with any tier that is lost.
     tier.open()
-    found = {entry.key: entry for entry in tier.page("", 100, ANY, START_US)}
+    found = {entry.key: entry for entry in page(tier, "", 100, ANY, START_US)}
     assert found == {key: entry for key, entry in ENTRIES.items() if key in found}
     assert set(ENTRIES) - set(found) == (set() if part == "the index" else {"key-21"})
     check_tier(tier)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from proxystash_server.cache import CacheEntry, CacheTierType, SQLiteCacheTier
-from proxystash_server.cache.tiers import database
 from proxystash_server.cache.tiers.base import Write
-from tests.server.cache.durable_tier_contract import ENCRYPTOR
+from proxystash_server.cache.tiers.sqlite import database
+from tests.server.cache.disk_tier_contract import ENCRYPTOR
 from tests.server.cache.support import stored
 from tests.server.cache.tier_contract import UNBOUNDED
 
@@ -144,7 +144,7 @@ def test_a_lookup_sees_a_change_during_which_others_came(
         if place == "sqlite.before_commit":
             found.extend(tier.get("00000") for _ in range(3))
 
-    monkeypatch.setattr(database, "reach", look_up)
+    monkeypatch.setattr(database, "kill_point", look_up)
     _fill(tier, 0, 1)
     assert found == [None] * 3
     assert tier.get("00000") is not None

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from proxystash_server.cache import CacheStatistics, CacheTierType, EntryFilter, L2BackendType, TierState
-from proxystash_server.cache.statistics import EvictionCause, StatisticsRecorder, TierFacts
+from proxystash_server.cache.counting.statistics import EvictionCause, StatisticsRecorder, TierFacts
 from proxystash_server.cache.tiers.base import Applied, Write
 from tests.server.cache.stash import Stash
 from tests.server.cache.support import START_US, SWITCHED_OFF, FakeMonotonic, bounded, put, run_in_threads

@@ -14,6 +14,7 @@ from tests.server.cache.support import (
     SWITCHED_OFF,
     bounded,
     break_tier,
+    check_disk_tiers,
     content_of,
     content_of_tier,
     fail_until_skipped,
@@ -235,8 +236,7 @@ def test_a_clock_that_was_set_back_between_two_runs_makes_no_change_look_old(
     stash.recover(manager)
     expected = {"replaced": ("after", 0)}
     assert content_of(manager) == expected
-    for one in (manager.l2_tier, manager.l3_tier):
-        assert content_of_tier(one) == expected
+    check_disk_tiers(manager, expected)
     assert content_of(stash.reopen()) == expected
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from proxystash_server.cache import CacheManager, EntryFilter, HealthStatus
-from proxystash_server.cache.entry import wall_clock
+from proxystash_server.cache.entry.entry import wall_clock
 from tests.server.cache.stash import Stash
-from tests.server.cache.support import PASSWORD, SWITCHED_OFF, USERNAME, broken, put
+from tests.server.cache.support import PASSWORD, SWITCHED_OFF, USERNAME, nothing_writable, put
 from tests.server.cache.tier_contract import MONITORING
 
 ANY = EntryFilter()
@@ -266,7 +266,7 @@ def test_what_no_tier_could_take_has_failed(stash: Stash, tmp_path: Path) -> Non
     manager = stash.open(l1_config=SWITCHED_OFF)
     path = tmp_path / "proxies.txt"
     path.write_text("192.0.2.1:1\n192.0.2.2:1\n")
-    with broken(manager.l2_tier), broken(manager.l3_tier):
+    with nothing_writable(manager):
         result = manager.warm_from_file(str(path))
     assert (result["loaded"], result["failed"]) == (0, 2)
     stash.recover(manager)

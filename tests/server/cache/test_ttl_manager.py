@@ -10,7 +10,7 @@ import weakref
 import pytest
 
 from proxystash_server.cache import CacheManager, TTLManager
-from proxystash_server.cache.maintenance import Maintenance
+from proxystash_server.cache.periodic import PeriodicWork
 from tests.server.cache.stash import Stash
 from tests.server.cache.support import put
 
@@ -41,7 +41,7 @@ class Cleaned:
 
 
 def ttl_manager(cleaned: Cleaned, interval: float = SOON) -> TTLManager:
-    return TTLManager(cleaned, cleanup_interval=interval)  # type: ignore[arg-type]  # all that it needs of a manager
+    return TTLManager(cleaned, cleanup_interval=interval)
 
 
 def test_it_cleans_again_and_again_between_start_and_stop() -> None:
@@ -125,25 +125,22 @@ def test_a_manager_runs_none_by_default(stash: Stash) -> None:
 # -- the manager's own thread
 
 
-def test_the_background_work_outlives_a_bad_round(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("proxystash_server.cache.maintenance.INTERVAL_SECONDS", SOON)
+def test_the_background_work_outlives_a_bad_round(caplog: pytest.LogCaptureFixture) -> None:
     cleaned = Cleaned(failures=1)
-    maintenance = Maintenance(cleaned)  # type: ignore[arg-type]  # all that it needs of a manager
+    maintenance = PeriodicWork("maintenance", SOON, cleaned.maintain)
     maintenance.start()
     cleaned.wait_for(3)
     maintenance.stop()
-    assert "maintenance failed" in caplog.text
+    assert "background work failed" in caplog.text
 
 
 def test_a_manager_that_nobody_holds_any_more_ends_its_background_work(
     stash: Stash, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxystash_server.cache.maintenance.INTERVAL_SECONDS", SOON)
+    monkeypatch.setattr("proxystash_server.cache.manager.MAINTENANCE_SECONDS", SOON)
     manager = CacheManager(stash.config(), clock=stash.clock)
-    assert manager._maintenance is not None
     thread = manager._maintenance._thread
+    assert thread is not None
     gone = weakref.ref(manager)
     stash.validated = False
     del manager

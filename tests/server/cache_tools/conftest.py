@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from proxystash_server.cache import L2BackendType
+from tests.server.cache.support import scratch_directory
 from tests.server.cache_tools.stopped import StoppedCache
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A new directory, in memory where that is possible."""
+    with TemporaryDirectory(prefix="proxystash-test-", dir=scratch_directory()) as directory:
+        yield Path(directory)
 
 
 @pytest.fixture(params=list(L2BackendType), ids=str)

@@ -11,11 +11,21 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from proxystash_server.cache import CacheConfig, CacheEntry, CacheManager, CacheTierConfig, L2BackendType
-from proxystash_server.cache.check import check_store
-from proxystash_server.cache.check_report import Report
-from proxystash_server.cache.repair import repair_store
-from tests.server.cache.support import PASSWORD, USERNAME
+from proxystash_server.cache import (
+    CacheConfig,
+    CacheEntry,
+    CacheManager,
+    CacheTierConfig,
+    CacheTierType,
+    CredentialEncryptor,
+    L2BackendType,
+    SQLiteCacheTier,
+)
+from proxystash_server.cache.stopped.check import check_store
+from proxystash_server.cache.stopped.repair import repair_store
+from proxystash_server.cache.stopped.report import Report
+from tests.server.cache.format_1 import turn_into_format_1
+from tests.server.cache.support import PASSWORD, USERNAME, put
 
 KEYS = tuple(f"key-{number}" for number in range(24))
 SEALED = KEYS[::3]
@@ -42,6 +52,16 @@ class StoppedCache:
     def l3(self) -> Path:
         """L3's database."""
         return self.directory / "l3" / "proxystash.db"
+
+    @property
+    def l2_place(self) -> str:
+        """What a finding says of where L2 is."""
+        return str(self.l2 if self.l2_backend is L2BackendType.JSONL else self.l2_database)
+
+    @property
+    def missed_changes(self) -> Path:
+        """The journal of what the slowest tier has missed."""
+        return self.directory / "missed-changes.jsonl"
 
     @property
     def key_file(self) -> Path:
@@ -71,6 +91,13 @@ class StoppedCache:
             fill(manager)
         return self
 
+    def begin_l3(self) -> None:
+        """Make the database as far as a first start that is killed before it looks at L2."""
+        encryptor = CredentialEncryptor(self.key_file.read_bytes().strip())
+        tier = SQLiteCacheTier(CacheTierConfig(), CacheTierType.L3, self.l3, encryptor)
+        tier.open()
+        tier.close()
+
     def entries(self, **fields: Any) -> dict[str, CacheEntry]:
         """What a cache that is started now serves."""
         with self.running(**fields) as manager:
@@ -82,6 +109,17 @@ class StoppedCache:
 
     def repair(self, **fields: Any) -> dict[str, int]:
         return dict(repair_store(self.config(**fields)))
+
+    def turn_into_format_1(self) -> None:
+        """Put in the place of both stores ones of format 1 with the same content."""
+        turn_into_format_1(self.l3)
+        if self.l2_backend is L2BackendType.SQLITE:
+            turn_into_format_1(self.l2_database)
+        else:
+            path = self.l2 / "meta.json"
+            meta = json.loads(path.read_bytes())
+            names = {"format": "proxystash-jsonl", "version": 1, "store_id": meta["id"], "partner_id": ""}
+            path.write_text(json.dumps({**names, "key_check": meta["key_check"]}))
 
     def copy(self, name: str) -> StoppedCache:
         """The same files elsewhere: what a kill at this moment would leave."""
@@ -125,6 +163,13 @@ def sql(database: Path, statement: str, *values: object) -> list[tuple[Any, ...]
     """Run a statement on a database, as an operator might."""
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
         return connection.execute(statement, values).fetchall()
+
+
+def miss_changes(manager: CacheManager) -> None:
+    """Make changes that the slowest tier misses: a new entry, a replaced one, and a removal."""
+    manager._authority.guard.breaker.force_open()
+    put(manager, "missed", KEYS[1], source="missed", username=USERNAME, password=PASSWORD)
+    manager.delete(KEYS[2])
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,20 +13,26 @@ import pytest
 from cryptography.fernet import Fernet
 from pydantic import SecretStr
 
-from proxystash_server.cache import CacheTierConfig, CredentialEncryptor, L2BackendType, StoreError
-from proxystash_server.cache.tiers.jsonl_shard import encode_body, finish_line, header
-from proxystash_server.cache.tiers.sqlite_format import PAGE_BYTES
-from proxystash_server.cache.tiers.sqlite_record import COLUMNS, CONTENT_LENGTH, checksum
-from tests.server.cache.support import fingerprint, flip_byte
+from proxystash_server.cache import (
+    CacheEntry,
+    CacheTierConfig,
+    CredentialEncryptor,
+    L2BackendType,
+    StoreError,
+)
+from proxystash_server.cache.tiers.jsonl.shard import encode_body, finish_line, header
+from proxystash_server.cache.tiers.sqlite.format import PAGE_BYTES
+from proxystash_server.cache.tiers.sqlite.record import COLUMNS, CONTENT_LENGTH, checksum
+from tests.server.cache.support import SWITCHED_OFF, fingerprint, flip_byte
 from tests.server.cache_tools.stopped import (
     KEYS,
     SEALED,
     StoppedCache,
     edit_line,
     edit_record,
-    fill,
     kinds,
     lines_of,
+    miss_changes,
     note_kinds,
     sql,
     told,
@@ -149,12 +155,11 @@ ANY_DATABASE: dict[str, Damage] = {
     "a missing index": Damage(lambda path: sql(path, "DROP INDEX entries_by_expiry"), {"wrong_index"}),
     "an index with something else in it": Damage(spoil_index, {"damaged_page"}),
     "a key with two rows": Damage(repeat_row, {"repeated_key", "disagreement"}),
-    "a mark that is none": Damage(
-        lambda path: sql(path, "INSERT INTO backlog VALUES (x'00', 'x')"), {"damaged_mark"}
+    "no name of its own": Damage(
+        lambda path: sql(path, "DELETE FROM meta WHERE name = 'id'"), {"damaged_meta"}
     ),
-    "an announcement that is none": Damage(set_meta("announced", '{"a":'), {"damaged_mark"}),
     "a smashed page of entries": Damage(smash_page_with(b"source-key-20"), {"damaged_page", "wrong_count"}),
-    "a smashed page of other things": Damage(smash_page_with(b"partner_id"), {"damaged_database"}),
+    "a smashed page of other things": Damage(smash_page_with(b"last_version"), {"damaged_database"}),
     "a smashed header": Damage(smash(0, 100), {"damaged_database"}),
     "a file cut in half": Damage(
         lambda path: path.write_bytes(
@@ -165,8 +170,21 @@ ANY_DATABASE: dict[str, Damage] = {
 }
 
 
+def facts(entries: Mapping[str, CacheEntry]) -> dict[str, tuple[object, ...]]:
+    """What was put of each entry."""
+    return {
+        key: (entry.proxy_url, entry.source, entry.expires_at, entry.labels, entry.username, entry.password)
+        for key, entry in entries.items()
+    }
+
+
 def expect(cache: StoppedCache, damage: Damage, path: Path) -> None:
-    """Do damage to a file, and see it found, repaired, and gone."""
+    """Do damage to a file, and see it found, repaired, and gone, at no more than the expected cost."""
+    assert set(damage_and_repair(cache, damage, path)) == damage.lost
+
+
+def damage_and_repair(cache: StoppedCache, damage: Damage, path: Path) -> set[str]:
+    """Do damage to a file, and see it found, repaired, and gone; the keys that are lost."""
     before = cache.entries()
     damage.do(path)
     state = fingerprint(cache.directory)
@@ -179,15 +197,8 @@ def expect(cache: StoppedCache, damage: Damage, path: Path) -> None:
     report = cache.check()
     assert report.faults == [], told(report)
     after = cache.entries()
-    assert set(before) - set(after) == damage.lost
-    for key, entry in after.items():
-        assert (entry.proxy_url, entry.source, entry.labels, entry.username, entry.password) == (
-            before[key].proxy_url,
-            before[key].source,
-            before[key].labels,
-            before[key].username,
-            before[key].password,
-        )
+    assert facts(after) == facts({key: before[key] for key in after})
+    return set(before) - set(after)
 
 
 @pytest.mark.parametrize("damage", ANY_DATABASE)
@@ -199,6 +210,37 @@ def test_damage_to_l3_is_found_and_what_l2_still_has_is_saved(cache: StoppedCach
 @pytest.mark.parametrize("damage", ANY_DATABASE)
 def test_damage_to_an_l2_of_sqlite_is_found_and_costs_nothing(cache: StoppedCache, damage: str) -> None:
     expect(cache.fill(), ANY_DATABASE[damage], cache.l2_database)
+
+
+# What it costs where the database is all there is: a row, unless it is said otherwise.
+COSTS_NOTHING = {
+    "a wrong scheme",
+    "a recency that is no number",
+    "a wrong number of entries",
+    "no number of entries",
+    "no number of changes",
+    "no key check",
+    "a damaged key check",
+    "no name of its own",
+    "a missing index",
+    "an index with something else in it",
+    "a key with two rows",
+    "a smashed page of other things",
+}
+COSTS_SEVERAL = {"a smashed page of entries", "a smashed header", "a file cut in half"}
+
+
+@pytest.mark.parametrize("l2_backend", [L2BackendType.SQLITE])
+@pytest.mark.parametrize("off", ["l2_config", "l3_config"])
+@pytest.mark.parametrize("damage", ANY_DATABASE)
+def test_damage_to_the_only_database_is_found_and_costs_what_is_damaged(
+    cache: StoppedCache, damage: str, off: str
+) -> None:
+    cache.settings = {off: SWITCHED_OFF}
+    path = cache.l3 if off == "l2_config" else cache.l2_database
+    lost = damage_and_repair(cache.fill(), ANY_DATABASE[damage], path)
+    if damage not in COSTS_SEVERAL:
+        assert lost == (set() if damage in COSTS_NOTHING else {VICTIM})
 
 
 # -- JSONL
@@ -219,15 +261,19 @@ def put_an_older_line_behind(path: Path) -> None:
     append(path, record, 1)
 
 
-def swap_with_next_shard(path: Path) -> None:
-    other = path.with_name("shard-0.jsonl" if path.name != "shard-0.jsonl" else "shard-1.jsonl")
+def other_shard(path: Path) -> Path:
+    return path.with_name("shard-0.jsonl" if path.name != "shard-0.jsonl" else "shard-1.jsonl")
+
+
+def swap_with_other_shard(path: Path) -> None:
+    other = other_shard(path)
     content = path.read_bytes()
     path.write_bytes(other.read_bytes())
     other.write_bytes(content)
 
 
 def move_line_to_another_shard(path: Path) -> None:
-    other = path.with_name("shard-0.jsonl" if path.name != "shard-0.jsonl" else "shard-1.jsonl")
+    other = other_shard(path)
     lines = path.read_bytes().splitlines(keepends=True)
     line = next(line for line in lines if f'"key":"{VICTIM}"'.encode() in line)
     path.write_bytes(b"".join(one for one in lines if one is not line))
@@ -242,6 +288,17 @@ def spoil_meta(**fields: object) -> Callable[[Path], object]:
     return change
 
 
+def edit_sealed(**fields: object) -> Callable[[Path], object]:
+    """Change what the line of an entry says, and let the seal of the store fit that."""
+
+    def change(path: Path) -> None:
+        edit_record(path, VICTIM, **fields)
+        sizes = [path.with_name(f"shard-{number}.jsonl").stat().st_size for number in range(8)]
+        spoil_meta(sizes=sizes)(path)
+
+    return change
+
+
 ANY_SHARD: dict[str, Damage] = {
     "a flipped bit": Damage(
         lambda path: flip_byte(path, path.read_bytes().index(b"source-")), {"damaged_line"}
@@ -249,7 +306,7 @@ ANY_SHARD: dict[str, Damage] = {
     "a line cut in the middle": Damage(
         lambda path: edit_line(path, VICTIM, lambda line: line[:40] + line[60:]), {"damaged_line"}
     ),
-    "a line that says nothing": Damage(lambda path: edit_record(path, VICTIM, proxy_url=7), {"disagreement"}),
+    "a line that says nothing": Damage(edit_sealed(proxy_url=7), {"disagreement"}),
     "a status that there is not": Damage(
         lambda path: edit_record(path, VICTIM, health_status="splendid"), {"damaged_line"}
     ),
@@ -257,9 +314,9 @@ ANY_SHARD: dict[str, Damage] = {
     "a credential under another key": Damage(
         lambda path: edit_record(path, VICTIM, sealed=foreign_token()), {"unreadable_credential"}
     ),
-    "another source": Damage(lambda path: edit_record(path, VICTIM, source="x"), {"disagreement"}),
-    "another password": Damage(lambda path: edit_record(path, VICTIM, sealed=None), {"disagreement"}),
-    "another version": Damage(lambda path: edit_record(path, VICTIM, version=7), {"disagreement"}),
+    "another source": Damage(edit_sealed(source="x"), {"disagreement"}),
+    "another password": Damage(edit_sealed(sealed=None), {"disagreement"}),
+    "another version": Damage(edit_sealed(version=7), {"disagreement"}),
     "a damaged first line": Damage(lambda path: flip_byte(path, 3), {"damaged_line"}),
     "no first line": Damage(remove_first_line, {"no_header"}),
     "a missing file": Damage(Path.unlink, {"lost_shard"}),
@@ -269,7 +326,7 @@ ANY_SHARD: dict[str, Damage] = {
     ),
     "a damaged key check": Damage(spoil_meta(key_check="gAAAAA"), {"damaged_key_check"}),
     "an older line behind a newer": Damage(put_an_older_line_behind, {"wrong_order"}),
-    "two files in each other's place": Damage(swap_with_next_shard, {"wrong_shard"}),
+    "two files in each other's place": Damage(swap_with_other_shard, {"wrong_shard"}),
     "a line in another file": Damage(move_line_to_another_shard, {"wrong_shard"}),
     "an entry that L3 does not have": Damage(
         lambda path: sql(
@@ -287,19 +344,51 @@ def test_damage_to_an_l2_of_jsonl_is_found_and_costs_nothing(cache: StoppedCache
     expect(cache.fill(), ANY_SHARD[damage], cache.shard_of(VICTIM))
 
 
+ALONE = {name: damage for name, damage in ANY_SHARD.items() if "disagreement" not in damage.found_as}
+COSTS_A_LINE = {
+    "a flipped bit",
+    "a line cut in the middle",
+    "a status that there is not",
+    "labels that are no labels",
+    "a credential under another key",
+    "a line in another file",
+}
+
+
+@pytest.mark.parametrize("l2_backend", [L2BackendType.JSONL])
+@pytest.mark.parametrize("damage", ALONE)
+def test_damage_to_an_l2_of_jsonl_that_decides_is_found_and_costs_what_is_damaged(
+    cache: StoppedCache, damage: str
+) -> None:
+    cache.settings = {"l3_config": SWITCHED_OFF}
+    path = cache.shard_of(VICTIM)
+    lost = damage_and_repair(cache.fill(), ALONE[damage], path)
+    in_its_file = {key for key in KEYS if cache.shard_of(key) == path}
+    in_the_other = {key for key in KEYS if cache.shard_of(key) == other_shard(path)}
+    if damage in COSTS_A_LINE:
+        assert len(lost) == 1
+        assert lost <= in_its_file
+    elif damage == "a missing file":
+        assert lost == in_its_file
+    elif damage == "two files in each other's place":
+        assert lost == in_its_file | in_the_other
+    else:
+        assert lost == set()
+
+
 @pytest.mark.parametrize("l2_backend", [L2BackendType.JSONL])
 def test_a_last_line_torn_anywhere_is_a_note(cache: StoppedCache) -> None:
     cache.fill()
     path = cache.shard_of(VICTIM)
     data = path.read_bytes()
     start = data.rindex(b"\n", 0, -1) + 1
-    for end in range(start + 1, len(data)):
+    for end in (*range(start + 1, len(data), 7), len(data) - 1):
         path.write_bytes(data[:end])
         report = cache.check()
         assert report.consistent, told(report)
-        assert note_kinds(report) == {"torn_line"}
+        assert note_kinds(report) == {"torn_line", "unsealed_cache"}
     path.write_bytes(data[:start])
-    assert cache.check().notes == []
+    assert note_kinds(cache.check()) == {"unsealed_cache"}
 
 
 @pytest.mark.parametrize("l2_backend", [L2BackendType.JSONL])
@@ -328,80 +417,150 @@ def test_a_damaged_line_that_was_set_aside_already_is_a_note(cache: StoppedCache
     assert note_kinds(report) >= {"known_damage", "set_aside"}
 
 
-# -- the tiers against each other
+# -- L2 against L3
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        set_content("version", 7),
-        set_content("source", "elsewhere"),
-        set_content("expires_at", 2**52),
-        set_content("sealed", None),
-        delete_row,
-    ],
-)
+UNCONFIRMED: dict[str, Callable[[Path], object]] = {
+    "another version": set_content("version", 7),
+    "another source": set_content("source", "elsewhere"),
+    "another time": set_content("expires_at", 2**52),
+    "no credentials": set_content("sealed", None),
+    "no entry": delete_row,
+}
+
+
+@pytest.mark.parametrize("change", UNCONFIRMED)
 def test_an_entry_of_l2_that_l3_does_not_confirm_is_a_fault_and_l3_wins(
-    cache: StoppedCache, change: Callable[[Path], object]
+    cache: StoppedCache, change: str
 ) -> None:
     cache.fill()
-    change(cache.l3)
+    UNCONFIRMED[change](cache.l3)
+    rows = sql(cache.l3, "SELECT key, source FROM entries")
     report = cache.check()
     assert kinds(report) == {"disagreement": 1}, told(report)
-    assert cache.repair()["entries taken out of L2"] == 1
-    assert cache.check().faults == []
-    rows = sql(cache.l3, "SELECT source FROM entries WHERE key = ?", VICTIM)
-    with cache.running() as manager:
-        entry = manager.get(VICTIM)
-        assert rows == ([] if entry is None else [(entry.source,)])
-
-
-def test_what_a_l3_from_yesterday_has_lost_is_given_back_to_it(cache: StoppedCache) -> None:
-    cache.fill()
-    yesterday = cache.l3.read_bytes()
-    with cache.running() as manager:
-        manager.put("key-1", manager.new_entry("http://192.0.2.9:1", key="key-1", source="today"))
-        manager.put("new", manager.new_entry("http://192.0.2.9:1", key="new"))
-    cache.l3.write_bytes(yesterday)
+    assert report.faults[0].remedy == "--repair empties L2"
+    assert cache.repair()
     report = cache.check()
-    assert kinds(report) == {"lost_by_l3": 2}, told(report)
-    assert cache.repair()["entries given back to L3"] == 2
+    assert report.faults == [], told(report)
+    assert report.tiers[0].entries == 0
+    assert {key: entry.source for key, entry in cache.entries().items()} == dict(rows)
     assert cache.check().faults == []
-    assert sql(cache.l3, "SELECT key FROM entries WHERE source = 'today' OR key = 'new'") == [
-        ("key-1",),
-        ("new",),
-    ]
 
 
-def test_a_missing_log_of_l3_is_noticed_by_what_l2_has(cache: StoppedCache) -> None:
+@pytest.mark.parametrize("l2_backend", [L2BackendType.SQLITE])
+@pytest.mark.parametrize("change", [name for name in UNCONFIRMED if name != "no entry"])
+def test_a_changed_entry_of_l2_is_never_brought_to_l3(cache: StoppedCache, change: str) -> None:
+    before = cache.fill().entries()
+    UNCONFIRMED[change](cache.l2_database)
+    assert kinds(cache.check()) == {"disagreement": 1}
+    assert cache.repair()["entries of L2 dropped"] == len(KEYS)
+    assert cache.check().faults == []
+    assert facts(cache.entries()) == facts(before)
+
+
+def test_an_entry_of_l2_that_differs_from_what_l3_has_missed_is_a_fault(cache: StoppedCache) -> None:
     cache.fill()
     with cache.running() as manager:
-        fill(manager)
-        killed = cache.copy("killed")
-    killed.l3.with_name("proxystash.db-wal").unlink()
-    report = killed.check()
-    assert kinds(report) == {"lost_by_l3": 24}, told(report)
-    killed.repair()
-    assert killed.check().faults == []
-    assert len(killed.entries()) == 24
-
-
-def test_stores_that_never_worked_together_are_a_fault(cache: StoppedCache, tmp_path: Path) -> None:
-    cache.fill()
-    other = StoppedCache(tmp_path / "other", cache.l2_backend)
-    other.directory.mkdir()
-    other.key_file.touch(mode=0o600)
-    other.key_file.write_bytes(cache.key_file.read_bytes())
-    with other.running() as manager:
-        manager.put("theirs", manager.new_entry("http://192.0.2.9:1", key="theirs"))
-    cache.l3.write_bytes(other.l3.read_bytes())
+        miss_changes(manager)
+    assert cache.check().faults == []
+    edit_record(cache.missed_changes, "missed", source="elsewhere")
+    edit_record(cache.missed_changes, KEYS[1], op="delete")
     report = cache.check()
-    assert kinds(report) == {"strangers": 1}, told(report)
-    cache.repair()
+    assert kinds(report) == {"disagreement": 2}, told(report)
+    assert cache.repair()
     assert cache.check().faults == []
+    assert cache.entries().keys() == {KEYS[0], *KEYS[3:]}
+
+
+# -- what the slowest tier has missed
+
+
+def spoil_header(**fields: object) -> Callable[[Path], object]:
+    def change(path: Path) -> None:
+        first, *rest = path.read_bytes().splitlines(keepends=True)
+        record = {**json.loads(first), **fields}
+        del record["crc"], record["seq"]
+        path.write_bytes(finish_line(encode_body(record), 0) + b"".join(rest))
+
+    return change
+
+
+def test_a_damaged_line_of_the_journal_is_a_fault_and_set_aside_with_the_file(cache: StoppedCache) -> None:
+    cache.fill()
     with cache.running() as manager:
-        assert manager.get("theirs") is not None
-    assert cache.entries() == {}
+        miss_changes(manager)
+    flip_byte(cache.missed_changes, cache.missed_changes.read_bytes().index(b'"key":"missed"') + 10)
+    state = fingerprint(cache.directory)
+    report = cache.check()
+    assert fingerprint(cache.directory) == state
+    [fault] = [fault for fault in report.faults if fault.kind != "disagreement"]
+    assert (fault.kind, fault.place) == ("damaged_line", str(cache.missed_changes))
+    assert cache.repair()["damaged journals set aside"] == 1
+    report = cache.check()
+    assert report.faults == [], told(report)
+    assert note_kinds(report) == {"damaged_file"}
+    assert not cache.missed_changes.exists()
+    assert b'"key":"' in (cache.directory / "missed-changes.jsonl.damaged-1").read_bytes()
+    entries = cache.entries()
+    assert entries.keys() == {*KEYS} - {KEYS[2]}
+    assert entries[KEYS[1]].source == "missed"
+
+
+def test_whichever_byte_of_the_journal_is_flipped_is_found(cache: StoppedCache) -> None:
+    cache.fill()
+    with cache.running() as manager:
+        miss_changes(manager)
+    data = cache.missed_changes.read_bytes()
+    # Without the end of its last line, that counts as torn.
+    for place in range(0, len(data) - 1, 17):
+        cache.missed_changes.write_bytes(data[:place] + bytes([data[place] ^ 0x04]) + data[place + 1 :])
+        report = cache.check()
+        assert "damaged_line" in kinds(report)
+        assert {fault.place for fault in report.faults if fault.kind == "damaged_line"} == {
+            str(cache.missed_changes)
+        }
+
+
+def test_a_credential_of_the_journal_under_another_key_is_a_fault(cache: StoppedCache) -> None:
+    cache.fill()
+    with cache.running() as manager:
+        miss_changes(manager)
+    edit_record(cache.missed_changes, "missed", sealed=foreign_token())
+    report = cache.check()
+    assert kinds(report) == {"unreadable_credential": 1}, told(report)
+    assert report.faults[0].place == str(cache.missed_changes)
+    assert cache.repair()["damaged journals set aside"] == 1
+    report = cache.check()
+    assert report.faults == [], told(report)
+    assert "damaged_file" in note_kinds(report)
+    assert cache.entries()[KEYS[1]].source == "missed"
+    assert cache.check().faults == []
+
+
+JOURNAL_TROUBLE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "of another key": (spoil_header(key_check=foreign_token()), "wrong_key"),
+    "of a newer format": (spoil_header(version=1000), "unknown_format"),
+    "of something else": (spoil_header(format="proxystash-jsonl"), "unknown_format"),
+}
+
+
+@pytest.mark.parametrize("trouble", JOURNAL_TROUBLE)
+def test_a_journal_that_cannot_be_used_is_told_and_left_alone(cache: StoppedCache, trouble: str) -> None:
+    cache.fill()
+    with cache.running() as manager:
+        miss_changes(manager)
+    change, kind = JOURNAL_TROUBLE[trouble]
+    change(cache.missed_changes)
+    before = fingerprint(cache.directory)
+    report = cache.check()
+    assert kind in kinds(report)
+    assert {fault.place for fault in report.faults if fault.kind == kind} == {str(cache.missed_changes)}
+    with pytest.raises(StoreError, match="nothing was changed"):
+        cache.repair()
+    assert fingerprint(cache.directory) == before
+
+
+# -- too much
 
 
 @pytest.mark.parametrize("tier", ["l2_config", "l3_config"])
@@ -413,7 +572,11 @@ def test_a_tier_with_more_entries_than_it_may_hold_is_a_fault(cache: StoppedCach
     cache.repair()
     report = cache.check()
     assert report.faults == []
-    assert report.tiers[tier == "l3_config"].entries == 20
+    if tier == "l3_config":
+        assert report.tiers[1].entries == 20
+    else:
+        assert report.tiers[0].entries <= 20
+        assert len(cache.entries()) == len(KEYS)
 
 
 # -- what no repair helps against
@@ -424,7 +587,9 @@ HOPELESS: dict[str, Damage] = {
         lambda path: sql(path, "PRAGMA application_id = 7"), {"foreign_database"}
     ),
     "a newer format": Damage(lambda path: sql(path, "PRAGMA user_version = 1000"), {"unknown_format"}),
-    "another table": Damage(lambda path: sql(path, "ALTER TABLE backlog ADD COLUMN more"), {"wrong_schema"}),
+    "another table": Damage(
+        lambda path: sql(path, "ALTER TABLE set_aside ADD COLUMN more"), {"wrong_schema"}
+    ),
 }
 
 
@@ -466,7 +631,7 @@ def test_files_of_a_newer_release_are_told_and_left_alone(
 def test_a_million_faults_of_one_kind_are_counted_and_not_all_listed(
     cache: StoppedCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxystash_server.cache.check_report.LISTED_PER_KIND", 5)
+    monkeypatch.setattr("proxystash_server.cache.stopped.report.LISTED_PER_KIND", 5)
     cache.fill()
     sql(cache.l3, "UPDATE entries SET source = 'x'")
     report = cache.check()
@@ -489,7 +654,16 @@ def test_what_is_set_aside_is_kept_for_the_operator(cache: StoppedCache) -> None
     [(key, record)] = sql(cache.l3, "SELECT key, record FROM set_aside")
     assert VICTIM in key
     assert json.loads(record)["source"] == "elsewhere"
+    assert len(cache.entries()) == len(KEYS)
     if cache.l2_backend is L2BackendType.JSONL:
         flip_byte(cache.shard_of(VICTIM), cache.shard_of(VICTIM).read_bytes().index(b"source-"))
-        cache.repair()
+    else:
+        set_column("source", "elsewhere")(cache.l2_database)
+        set_content("source", "elsewhere", KEYS[1])(cache.l2_database)
+    cache.repair()
+    assert cache.check().faults == []
+    if cache.l2_backend is L2BackendType.JSONL:
         assert "rource-" in (cache.l2 / "set-aside.jsonl").read_text()
+    else:
+        [(key,)] = sql(cache.l2_database, "SELECT key FROM set_aside")
+        assert VICTIM in key

@@ -10,10 +10,17 @@ from pathlib import Path
 import pytest
 
 from proxystash_server.cache import CacheTierConfig, L2BackendType
-from proxystash_server.cache.tiers.base import EVERYTHING
-from tests.server.cache.format_1 import turn_into_format_1
-from tests.server.cache.support import PASSWORD, SWITCHED_OFF, USERNAME, disk_of, fingerprint
-from tests.server.cache_tools.stopped import BOUNDED, KEYS, SEALED, StoppedCache, fill, note_kinds, told
+from tests.server.cache.support import PASSWORD, SWITCHED_OFF, USERNAME, fingerprint, put
+from tests.server.cache_tools.stopped import (
+    BOUNDED,
+    KEYS,
+    SEALED,
+    StoppedCache,
+    fill,
+    miss_changes,
+    note_kinds,
+    told,
+)
 
 
 def test_a_store_that_was_stopped_is_consistent_without_a_note(cache: StoppedCache) -> None:
@@ -36,11 +43,11 @@ def test_a_check_changes_neither_bytes_nor_times_nor_modes(cache: StoppedCache) 
 
 def test_an_older_format_is_worth_a_note_and_gone_after_a_start(cache: StoppedCache) -> None:
     cache.fill()
-    turn_into_format_1(cache.l3)
+    cache.turn_into_format_1()
     before = fingerprint(cache.directory)
     report = cache.check()
     assert report.consistent, told(report)
-    assert note_kinds(report) == {"older_format"}
+    assert [note.kind for note in report.notes] == ["older_format"] * 2
     assert report.tiers[1].entries == 24
     assert fingerprint(cache.directory) == before
     assert set(cache.entries()) == set(KEYS)
@@ -66,6 +73,7 @@ def test_a_log_that_a_kill_left_behind_counts_and_stays_where_it_is(
     temporary = set(Path(tempfile.gettempdir()).glob("proxystash-*"))
     report = killed.check()
     assert report.consistent
+    assert note_kinds(report) == {"unsealed_cache"}
     assert report.tiers[1].entries == 24
     assert fingerprint(killed.directory) == before
     assert set(Path(tempfile.gettempdir()).glob("proxystash-*")) == temporary
@@ -152,55 +160,158 @@ def test_a_tier_that_is_switched_off_is_not_looked_at(cache: StoppedCache, off: 
     assert [tier.tier for tier in report.tiers] == ["l3" if off == "l2_config" else "l2"]
 
 
-@pytest.mark.parametrize("off", ["l2_config", "l3_config"])
-def test_a_tier_that_was_switched_off_for_a_while_may_differ(cache: StoppedCache, off: str) -> None:
+# -- what the next start makes of L2
+
+
+@pytest.mark.parametrize(
+    ("off", "note", "entries"),
+    [("l2_config", "unsealed_cache", [24, 23]), ("l3_config", "alone", [23, 24])],
+)
+def test_a_tier_that_was_switched_off_for_a_while_may_differ(
+    cache: StoppedCache, off: str, note: str, entries: list[int]
+) -> None:
     cache.fill()
     with cache.running(**{off: SWITCHED_OFF}) as manager:
         fill(manager)
         manager.delete(KEYS[0])
     report = cache.check()
     assert report.consistent, told(report)
-    assert "unmatched_stores" in note_kinds(report)
-    assert len(cache.entries()) == 23
+    assert note_kinds(report) == {note}
+    assert [tier.entries for tier in report.tiers] == entries
+    assert set(cache.entries()) == set(KEYS[1:])
     assert cache.check().notes == []
+
+
+def test_an_l2_that_is_not_sealed_may_hold_anything_and_starts_empty(cache: StoppedCache) -> None:
+    with cache.running() as manager:
+        fill(manager)
+        killed = cache.copy("killed")
+    killed.sql(killed.l3, "DELETE FROM entries WHERE key = ?", KEYS[0])
+    killed.sql(killed.l3, "UPDATE meta SET value = value - 1 WHERE name = 'entries'")
+    report = killed.check()
+    assert report.consistent, told(report)
+    [note] = report.notes
+    assert (note.kind, note.place) == ("unsealed_cache", killed.l2_place)
+    assert note.message == "L2 starts empty: it did not come to an orderly end"
+    assert set(killed.entries()) == set(KEYS[1:])
+
+
+def test_an_l2_that_l3_does_not_know_starts_empty(cache: StoppedCache) -> None:
+    cache.fill()
+    cache.sql(cache.l3, "UPDATE meta SET value = 'another' WHERE name = 'cache_id'")
+    report = cache.check()
+    assert report.consistent, told(report)
+    [note] = report.notes
+    assert note.kind == "unsealed_cache"
+    assert note.message == "L2 starts empty: L3 does not know it as its cache"
+
+
+def test_by_an_l3_of_somebody_else_the_next_start_goes_alone(cache: StoppedCache, tmp_path: Path) -> None:
+    cache.fill()
+    other = StoppedCache(tmp_path / "other", cache.l2_backend)
+    other.directory.mkdir()
+    other.key_file.touch(mode=0o600)
+    other.key_file.write_bytes(cache.key_file.read_bytes())
+    with other.running() as manager:
+        put(manager, "theirs")
+    cache.l3.write_bytes(other.l3.read_bytes())
+    report = cache.check()
+    assert report.consistent, told(report)
+    assert note_kinds(report) == {"unsealed_cache"}
+    assert cache.entries() == {}
+    with cache.running() as manager:
+        assert manager.get("theirs") is not None
 
 
 def test_a_new_l3_may_lack_everything(cache: StoppedCache) -> None:
     cache.fill()
     cache.l3.unlink()
-    with cache.running(l2_config=SWITCHED_OFF):
-        pass
-    cache.sql(cache.l3, "UPDATE meta SET value = '' WHERE name = 'partner_id'")
+    cache.begin_l3()
     report = cache.check()
     assert report.consistent, told(report)
-    assert "unmatched_stores" in note_kinds(report)
-    assert len(cache.entries()) == 24
-
-
-def test_what_stands_in_a_backlog_may_differ(cache: StoppedCache) -> None:
-    cache.fill()
-    with cache.running() as manager:
-        disk = disk_of(manager)
-        # L3 misses a put and a removal, L2 a replacement.
-        disk.l3.breaker.force_open()
-        manager.put("key-1", manager.new_entry("http://192.0.2.9:1", key="key-1"))
-        manager.put("new", manager.new_entry("http://192.0.2.9:1", key="new"))
-        manager.delete("key-2")
-    report = cache.check()
-    assert report.consistent, told(report)
-    assert note_kinds(report) == {"backlog"}
-    assert report.tiers[0].missed_by_other == 3
-
-
-def test_a_clear_that_l2_missed_excuses_what_was_there_before_it_alone(cache: StoppedCache) -> None:
-    cache.fill()
-    with cache.running() as manager:
-        disk_of(manager).l2.breaker.force_open()
-        manager.clear()
-    assert cache.sql(cache.l3, "SELECT key FROM backlog") == [(EVERYTHING,)]
-    report = cache.check()
-    assert report.consistent, told(report)
+    assert note_kinds(report) == {"incomplete"}
     assert [tier.entries for tier in report.tiers] == [24, 0]
+    assert set(cache.entries()) == set(KEYS)
+    assert cache.check().notes == []
+
+
+def test_an_l3_from_yesterday_may_lack_what_l2_has(cache: StoppedCache) -> None:
+    cache.fill()
+    yesterday = cache.l3.read_bytes()
+    with cache.running() as manager:
+        put(manager, "key-1", "new", source="today")
+    cache.l3.write_bytes(yesterday)
+    report = cache.check()
+    assert report.consistent, told(report)
+    assert note_kinds(report) == {"set_back", "unsealed_cache"}
+    cache.entries()
+    assert cache.sql(cache.l3, "SELECT key FROM entries WHERE source = 'today' ORDER BY key") == [
+        ("key-1",),
+        ("new",),
+    ]
+    assert cache.check().notes == []
+
+
+def test_a_missing_log_of_l3_is_noticed_by_what_l2_has(cache: StoppedCache) -> None:
+    cache.fill()
+    with cache.running() as manager:
+        fill(manager)
+        killed = cache.copy("killed")
+    killed.l3.with_name("proxystash.db-wal").unlink()
+    report = killed.check()
+    assert report.consistent, told(report)
+    assert note_kinds(report) == {"set_back", "unsealed_cache"}
+    assert len(killed.entries()) == 24
+
+
+# -- what the slowest tier has missed
+
+
+@pytest.mark.parametrize("off", [None, "l2_config", "l3_config"])
+def test_changes_that_the_slowest_tier_has_missed_are_a_note(cache: StoppedCache, off: str | None) -> None:
+    cache.settings = {off: SWITCHED_OFF} if off else {}
+    cache.fill()
+    with cache.running() as manager:
+        miss_changes(manager)
+    before = fingerprint(cache.directory)
+    report = cache.check()
+    assert fingerprint(cache.directory) == before
+    assert report.consistent, told(report)
+    [note] = report.notes
+    assert (note.kind, note.place) == ("missed_changes", str(cache.missed_changes))
+    assert "3 changes" in note.message
+    assert set(cache.entries()) == set(KEYS) - {KEYS[2]}
+    assert cache.check().notes == []
+
+
+def test_a_clear_that_the_slowest_tier_has_missed_is_one_change(cache: StoppedCache) -> None:
+    cache.fill()
+    with cache.running() as manager:
+        manager._authority.guard.breaker.force_open()
+        manager.clear()
+        put(manager, "new")
+    report = cache.check()
+    assert report.consistent, told(report)
+    assert note_kinds(report) == {"missed_changes"}
+    assert "2 changes" in report.notes[0].message
+    assert [tier.entries for tier in report.tiers] == [1, 24]
+    assert cache.entries() == {}
+
+
+def test_a_last_line_of_the_journal_torn_anywhere_is_no_fault(cache: StoppedCache) -> None:
+    cache.fill()
+    with cache.running() as manager:
+        miss_changes(manager)
+    data = cache.missed_changes.read_bytes()
+    start = data.rindex(b"\n", 0, -1) + 1
+    for end in (*range(start, len(data), 7), len(data) - 1):
+        cache.missed_changes.write_bytes(data[:end])
+        report = cache.check()
+        assert report.consistent, told(report)
+        assert "missed_changes" in note_kinds(report)
+
+
+# -- uses, beginnings, leftovers
 
 
 def test_uses_that_one_tier_has_not_heard_of_are_no_disagreement(cache: StoppedCache) -> None:
@@ -231,6 +342,7 @@ def test_leftovers_of_a_crash_are_told_and_no_fault(cache: StoppedCache) -> None
         cache.l3.with_name("proxystash.db.salvaged"),
         cache.l3.with_name("proxystash.db.damaged-1"),
         cache.directory / "secret.key.new",
+        cache.directory / "missed-changes.jsonl.damaged-1",
     ]
     for path in leftovers:
         path.write_bytes(b"half of it")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -14,22 +14,43 @@ import pytest
 from cryptography.fernet import Fernet, InvalidToken
 from pydantic import SecretStr
 
-from proxystash_server.cache import CredentialEncryptor, EncryptionKeyError, L2BackendType, StoreError
-from proxystash_server.cache.rotation import rotate_key
-from tests.server.cache.format_1 import turn_into_format_1
-from tests.server.cache.support import PASSWORD, SWITCHED_OFF, USERNAME, disk_of, fingerprint
+from proxystash_server.cache import (
+    CredentialEncryptor,
+    EncryptionKeyError,
+    EntryFilter,
+    L2BackendType,
+    StoreError,
+)
+from proxystash_server.cache.stopped.rotation import rotate_key
+from tests.server.cache.support import (
+    PASSWORD,
+    SWITCHED_OFF,
+    USERNAME,
+    fingerprint,
+    make_reachable,
+    make_unreachable,
+)
 from tests.server.cache_tools.steps import killed_at
-from tests.server.cache_tools.stopped import KEYS, SEALED, StoppedCache, fill, kinds, note_kinds, sql, told
+from tests.server.cache_tools.stopped import (
+    KEYS,
+    SEALED,
+    StoppedCache,
+    fill,
+    kinds,
+    miss_changes,
+    note_kinds,
+    sql,
+    told,
+)
 
 
 def filled(cache: StoppedCache) -> StoppedCache:
-    """A store with entries in every state: replaced, used, deleted, marked."""
+    """A store with entries in every state: replaced, used, deleted, and with garbage."""
     cache.fill().fill()
     with cache.running() as manager:
         manager.delete(KEYS[0])
         for key in KEYS[1:5]:
             manager.get(key)
-        disk_of(manager).l2.tier.extend_backlog({"gone": 5})
     for database in (cache.l3, cache.l2_database):
         if database.exists():
             leave_garbage(database)
@@ -77,9 +98,11 @@ def opens(key: bytes, token: bytes) -> bool:
     return False
 
 
-def assert_all_readable(cache: StoppedCache, **fields: object) -> None:
+def assert_all_readable(
+    cache: StoppedCache, switched_off: Sequence[str] = ("", "l2_config", "l3_config"), **fields: object
+) -> None:
     """Every credential, in each tier by itself."""
-    for off in ({}, {"l2_config": SWITCHED_OFF}, {"l3_config": SWITCHED_OFF}):
+    for off in [{name: SWITCHED_OFF} if name else {} for name in switched_off]:
         copy = cache.copy(f"copy-{len(list(cache.directory.parent.iterdir()))}")
         entries = copy.entries(**off, **fields)
         assert set(entries) == set(KEYS[1:])
@@ -92,7 +115,7 @@ def assert_every_credential_opens(cache: StoppedCache) -> None:
     """As `assert_all_readable`, by the word of a check, which opens each of them."""
     report = cache.check()
     assert report.consistent, told(report)
-    assert note_kinds(report) <= {"backlog", "unfinished_rotation", "leftover"}, told(report)
+    assert note_kinds(report) <= {"unfinished_rotation", "leftover", "unsealed_cache"}, told(report)
     assert {tier.credentials for tier in report.tiers} == {len(SEALED) - 1}
 
 
@@ -116,7 +139,9 @@ def test_every_credential_opens_with_the_new_key_alone_and_no_old_seal_is_left(c
     assert_all_readable(cache)
 
 
-def test_a_rotation_changes_nothing_but_seals(cache: StoppedCache) -> None:
+@pytest.mark.parametrize("off", ["l2_config", "l3_config"])
+def test_a_rotation_changes_nothing_but_seals(cache: StoppedCache, off: str) -> None:
+    cache.settings = {off: SWITCHED_OFF}
     filled(cache)
     before = state(cache)
     rotate_key(cache.config())
@@ -125,23 +150,23 @@ def test_a_rotation_changes_nothing_but_seals(cache: StoppedCache) -> None:
 
 def test_a_store_of_an_older_format_is_sealed_anew_like_any_other(cache: StoppedCache) -> None:
     filled(cache)
-    turn_into_format_1(cache.l3)
+    cache.turn_into_format_1()
     rotate_key(cache.config())
     [new] = cache.key_file.read_bytes().split()
     assert all(opens(new, token) for token in tokens(cache))
     assert_all_readable(cache)
 
 
-def state(cache: StoppedCache) -> list[object]:
+def state(cache: StoppedCache) -> object:
+    """What the tier that decides has."""
     with cache.running() as manager:
-        return [
-            ({key: tier.get(key) for key in sorted(tier.keys())}, tier.versions(KEYS), tier.backlog())
-            for tier in (manager.l2_tier, manager.l3_tier)
-        ]
+        tier = manager._authority.tier
+        return {key: tier.get(key) for key in sorted(tier.keys())}, tier.versions(KEYS)
 
 
 def test_the_order_of_eviction_survives_a_rotation(cache: StoppedCache) -> None:
-    cache.settings = {"l2_config": {"max_entries": 10, "eviction_policy": "fifo"}}
+    bounded = {"max_entries": 10, "eviction_policy": "fifo"}
+    cache.settings = {"l2_config": bounded, "l3_config": SWITCHED_OFF}
     cache.fill()
     copy = cache.copy("unrotated")
     rotate_key(cache.config())
@@ -151,6 +176,7 @@ def test_the_order_of_eviction_survives_a_rotation(cache: StoppedCache) -> None:
             for number in range(5):
                 manager.put(f"new-{number}", manager.new_entry("http://192.0.2.9:1", key=f"new-{number}"))
             survivors.append(sorted(manager.l2_tier.keys()))
+    assert len(survivors[0]) == 10
     assert survivors[0] == survivors[1]
 
 
@@ -202,8 +228,87 @@ def test_records_that_were_set_aside_keep_their_seals_and_are_told_of(cache: Sto
     filled(cache)
     sql(cache.l3, "UPDATE entries SET source = 'x' WHERE key = ?", SEALED[1])
     cache.repair()
+    damaged = cache.l3.with_name("proxystash.db.damaged-1")
+    damaged.write_bytes(b"damaged")
     rotation = rotate_key(cache.config())
-    assert any("set aside" in advice for advice in rotation.advice)
+    for place in (cache.l3, damaged):
+        [advice] = [advice for advice in rotation.advice if advice.startswith(f"{place} ")]
+        assert "set aside" in advice
+        assert "when you have looked at it" in advice
+
+
+# -- with changes that the slowest tier has missed
+
+
+def with_missed_changes(cache: StoppedCache) -> StoppedCache:
+    with filled(cache).running() as manager:
+        miss_changes(manager)
+    assert cache.missed_changes.exists()
+    return cache
+
+
+def facts(cache: StoppedCache, **fields: object) -> dict[str, tuple[object, ...]]:
+    """What a cache that is started now serves, in any order."""
+    with cache.running(**fields) as manager:
+        found = manager.list_entries("", 100, EntryFilter())
+    return {entry.key: (entry.source, entry.version, entry.username, entry.password) for entry in found}
+
+
+@pytest.mark.parametrize("off", ["", "l2_config", "l3_config"])
+def test_what_the_slowest_tier_has_missed_is_sealed_anew_as_well(cache: StoppedCache, off: str) -> None:
+    cache.settings = {off: SWITCHED_OFF} if off else {}
+    with_missed_changes(cache)
+    expected = facts(cache.copy("expected"))
+    assert set(expected) == {"missed", *KEYS[1:]} - {KEYS[2]}
+    old = cache.key_file.read_bytes().strip()
+    rotate_key(cache.config())
+    assert not cache.missed_changes.exists()
+    assert not any(opens(old, token) for token in tokens(cache))
+    assert facts(cache) == expected
+
+
+def test_what_was_missed_is_sealed_anew_when_the_key_moves_to_the_configuration(cache: StoppedCache) -> None:
+    with_missed_changes(cache)
+    expected = facts(cache.copy("expected"))
+    old, new = cache.key_file.read_bytes().strip(), Fernet.generate_key().decode()
+    rotate_key(cache.config(encryption_key=new))
+    assert not any(opens(old, token) for token in tokens(cache))
+    assert facts(cache, encryption_key=new) == expected
+
+
+def test_killed_at_any_step_no_change_that_was_missed_is_lost(cache: StoppedCache) -> None:
+    with_missed_changes(cache)
+    expected = facts(cache.copy("expected"))
+    old = cache.key_file.read_bytes().strip()
+    for number in range(1000):
+        attempt = cache.copy("attempt")
+        if not killed_at(number, partial(rotate_key, attempt.config())):
+            break
+        report = attempt.check()
+        assert report.consistent, told(report)
+        rotate_key(attempt.config())
+        assert not any(opens(old, token) for token in tokens(attempt))
+        assert facts(attempt) == expected
+        shutil.rmtree(attempt.directory)
+    else:
+        raise AssertionError("the rotation never ends")
+    assert number > 20
+
+
+def test_what_cannot_be_applied_now_stops_a_rotation(cache: StoppedCache) -> None:
+    with_missed_changes(cache)
+    key = cache.key_file.read_bytes()
+    hidden = make_unreachable(cache.l3.parent)
+    with pytest.raises(StoreError, match=r"missed-changes\.jsonl .* no key was changed"):
+        rotate_key(cache.config())
+    make_reachable(cache.l3.parent, hidden)
+    assert cache.key_file.read_bytes() == key
+    before = fingerprint(cache.directory)
+    with pytest.raises(StoreError, match=r"missed-changes\.jsonl .* no key was changed"):
+        rotate_key(cache.config(l2_config=SWITCHED_OFF, l3_config=SWITCHED_OFF))
+    assert fingerprint(cache.directory) == before
+    rotate_key(cache.config())
+    assert set(facts(cache)) == {"missed", *KEYS[1:]} - {KEYS[2]}
 
 
 # -- interrupted
@@ -235,7 +340,7 @@ def test_killed_with_the_keys_in_the_configuration_one_key_starts_a_cache_only_i
     cache: StoppedCache, monkeypatch: pytest.MonkeyPatch, off: str
 ) -> None:
     """A cache with one key alone would set the other's credentials aside as damaged."""
-    monkeypatch.setattr("proxystash_server.cache.tiers.resealing._BATCH", 2)
+    monkeypatch.setattr("proxystash_server.cache.stopped.resealing._BATCH", 2)
     old, new = Fernet.generate_key().decode(), Fernet.generate_key().decode()
     cache.settings = {"encryption_key": old} if off == "none" else {"encryption_key": old, off: SWITCHED_OFF}
     filled(cache)
@@ -269,11 +374,13 @@ def test_killed_with_the_keys_in_the_configuration_one_key_starts_a_cache_only_i
     assert refusals
 
 
-def test_a_cache_may_run_between_two_halves_of_a_rotation(cache: StoppedCache) -> None:
+@pytest.mark.parametrize("off", ["", "l3_config"])
+def test_a_cache_may_run_between_two_halves_of_a_rotation(cache: StoppedCache, off: str) -> None:
+    cache.settings = {off: SWITCHED_OFF} if off else {}
     filled(cache)
     old = cache.key_file.read_bytes().strip()
     original = cache.copy("original")
-    for number in range(10, 1000, 7):
+    for number in range(3, 1000, 5):
         attempt = original.copy(f"attempt-{number}")
         if not killed_at(number, partial(rotate_key, attempt.config())):
             break
@@ -287,7 +394,9 @@ def test_a_cache_may_run_between_two_halves_of_a_rotation(cache: StoppedCache) -
             entry = manager.get("between")
             assert entry is not None
             assert entry.password == SecretStr("p")
-        assert_all_readable(attempt)
+        # As a cache, L2 may have started empty meanwhile.
+        assert_all_readable(attempt, [off] if off else ["", "l2_config"])
+    assert number > 3
 
 
 # -- which key
@@ -392,11 +501,12 @@ KEY_TROUBLE: dict[str, tuple[Callable[[StoppedCache], None], str]] = {
 }
 
 
+@pytest.mark.parametrize("prepare", [filled, with_missed_changes])
 @pytest.mark.parametrize("trouble", KEY_TROUBLE)
 def test_trouble_with_the_key_is_told_with_what_to_do_and_changes_nothing(
-    cache: StoppedCache, trouble: str
+    cache: StoppedCache, trouble: str, prepare: Callable[[StoppedCache], StoppedCache]
 ) -> None:
-    filled(cache)
+    prepare(cache)
     make, message = KEY_TROUBLE[trouble]
     make(cache)
     before = fingerprint(cache.directory)

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import pytest
 
-from proxystash_server.cache import CacheManager, CacheTierType, DurableTier, L2BackendType
+from proxystash_server.cache import CacheManager, CacheTierType, DiskTier, L2BackendType
 from tests.server.cache.stash import Stash
 from tests.server.faults.machine import (
     Mounts,
@@ -45,7 +45,7 @@ class Site:
     def database(self) -> Path:
         return self.directory / ("l2.db" if self.tier is CacheTierType.L2 else "proxystash.db")
 
-    def tier_of(self, manager: CacheManager) -> DurableTier:
+    def tier_of(self, manager: CacheManager) -> DiskTier:
         return manager.l2_tier if self.tier is CacheTierType.L2 else manager.l3_tier
 
 
@@ -59,6 +59,8 @@ class Fault:
     loses = False
     # Whether a cache is not to start on what is there now.
     is_refused = False
+    # Whether a start may find the tier well enough all the same.
+    may_let_start = False
     # What may be told beside the one line about the tier.
     also_told: frozenset[str] = frozenset()
 
@@ -86,6 +88,9 @@ class Fault:
 
 
 class DiskFull(Fault):
+    # What a tier gives up at its end may leave room enough for its next start.
+    may_let_start = True
+
     def prepare(self) -> None:
         self.site.mounts.add(self.site.directory, "size=2m")
 
@@ -174,7 +179,9 @@ class Locked(Fault):
 
     def prepare(self) -> None:
         # Otherwise each attempt waits a second.
-        self.site.monkeypatch.setattr("proxystash_server.cache.tiers.database._BUSY_TIMEOUT_SECONDS", 0.02)
+        self.site.monkeypatch.setattr(
+            "proxystash_server.cache.tiers.sqlite.database._BUSY_TIMEOUT_SECONDS", 0.02
+        )
 
     def begin(self) -> None:
         self.undo.enter_context(locked_by_another_process(self.site.database))

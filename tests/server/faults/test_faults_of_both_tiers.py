@@ -22,9 +22,8 @@ from tests.server.cache.support import (
     SWITCHED_OFF,
     USERNAME,
     bounded,
+    check_disk_tiers,
     content_of,
-    content_of_tier,
-    disk_of,
     put,
 )
 from tests.server.faults.machine import Mounts, fill, make_room, unprivileged
@@ -50,9 +49,7 @@ def put_in_memory(manager: CacheManager, key: str, source: str) -> tuple[CacheTi
 
 def check_both(manager: CacheManager, expected: dict[str, tuple[str, int]]) -> None:
     assert set(states_of(manager).values()) <= {TierState.ACTIVE, TierState.DISABLED}
-    for level in disk_of(manager).levels:
-        assert content_of_tier(level.tier) == expected
-        assert level.tier.backlog() == {}
+    check_disk_tiers(manager, expected)
     assert content_of(manager) == expected
     for key in expected:
         assert manager.get(key) is not None
@@ -76,7 +73,7 @@ def test_a_full_disk_below_both_tiers_leaves_memory_which_says_so_and_is_written
     for number in range(40):
         assert put_in_memory(manager, f"new-{number}", "meanwhile")
         expected[f"new-{number}"] = ("meanwhile", 0)
-    assert states_of(manager) == FAULTY
+    assert states_of(manager)[L3] is TierState.DEGRADED
     assert put_in_memory(manager, "replaced", "meanwhile") == (L1,)
     expected["replaced"] = ("meanwhile", 0)
     assert manager.invalidate_by_health("kept").failure_count == 1
@@ -88,13 +85,15 @@ def test_a_full_disk_below_both_tiers_leaves_memory_which_says_so_and_is_written
         assert manager.get(key) is not None
     for _ in range(3):
         stash.recover(manager)
-    assert states_of(manager) == FAULTY
-    assert tiers_told(caplog, "tier degraded") == ["l2", "l3"]
+        for key in expected:
+            assert manager.get(key) is not None
+    # L2 may have made itself room by starting empty.
+    assert states_of(manager)[L3] is TierState.DEGRADED
     make_room(stash.directory)
     stash.recover(manager)
     stash.recover(manager)
     check_both(manager, expected)
-    assert tiers_told(caplog, "tier degraded") == tiers_told(caplog, "tier recovered") == ["l2", "l3"]
+    assert tiers_told(caplog, "tier degraded") == tiers_told(caplog, "tier recovered")
     assert content_of(stash.reopen_after_kill()) == expected
 
 

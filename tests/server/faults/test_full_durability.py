@@ -18,7 +18,7 @@ import pytest
 
 from proxystash_server.cache import CacheManager, CacheTierType, L2BackendType
 from tests.server.cache.stash import Stash
-from tests.server.cache.support import SWITCHED_OFF, content_of, put
+from tests.server.cache.support import SWITCHED_OFF, broken, content_of, fail_until_skipped, put
 from tests.server.faults.machine import file_of
 
 L1, L2, L3 = CacheTierType
@@ -95,6 +95,10 @@ def is_shard(path: str) -> bool:
     return "shard-" in path
 
 
+def is_journal(path: str) -> bool:
+    return path.endswith("missed-changes.jsonl")
+
+
 CHANGES: dict[str, Callable[[CacheManager], object]] = {
     "put": lambda manager: put(manager, "new"),
     "replacement": lambda manager: put(manager, "a", source="changed"),
@@ -109,17 +113,44 @@ CHANGES: dict[str, Callable[[CacheManager], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("shape", [{}, {"l3_config": SWITCHED_OFF}], ids=["with L3", "L2 alone"])
-def test_jsonl_syncs_each_change_before_it_is_acknowledged(
-    stash: Stash, monkeypatch: pytest.MonkeyPatch, change: str, shape: dict[str, object]
+def test_jsonl_that_decides_syncs_each_change_before_it_is_acknowledged(
+    stash: Stash, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    manager = stash.open(durability="full", **shape)
+    manager = stash.open(durability="full", l3_config=SWITCHED_OFF)
     put(manager, "a", "b", "c", "d")
     recorder = Recorder(monkeypatch)
     CHANGES[change](manager)
     recorder.acknowledge()
     assert any(is_shard(call.path) for call in recorder.named("write"))
     check_order(recorder.calls, is_shard)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_l3_misses_is_synced_in_the_journal_before_it_is_acknowledged(
+    stash: Stash, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    manager = stash.open(durability="full")
+    put(manager, "a", "b", "c", "d")
+    with broken(manager.l3_tier):
+        fail_until_skipped(manager, manager.l3_tier)
+        recorder = Recorder(monkeypatch)
+        CHANGES[change](manager)
+        recorder.acknowledge()
+    assert any(is_journal(call.path) for call in recorder.named("write"))
+    check_order([call for call in recorder.calls if "/l2/" not in call.path], is_journal)
+    # Its name too, since the file has just been made.
+    assert Call("sync", str(stash.directory)) in recorder.calls
+
+
+def test_a_cache_on_disk_is_not_synced_since_it_starts_empty_after_a_power_cut(
+    stash: Stash, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = stash.open(durability="full")
+    recorder = Recorder(monkeypatch)
+    for change in ("put", "batch", "delete"):
+        CHANGES[change](manager)
+    assert any(is_shard(call.path) for call in recorder.named("write"))
+    assert not any(is_shard(call.path) for call in recorder.named("sync"))
 
 
 def test_a_new_jsonl_store_is_synced_before_its_first_acknowledgement(
@@ -139,7 +170,7 @@ def test_a_new_jsonl_store_is_synced_before_its_first_acknowledgement(
 def test_a_compaction_syncs_the_new_file_before_the_rename_and_the_directory_after_it(
     stash: Stash, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manager = stash.open(durability="full")
+    manager = stash.open(durability="full", l3_config=SWITCHED_OFF)
     bulk = {f"label-{number}": "x" * 250 for number in range(32)}
     for number in range(40):
         put(manager, "a", source=str(number), labels=bulk)
@@ -152,7 +183,7 @@ def test_a_compaction_syncs_the_new_file_before_the_rename_and_the_directory_aft
     assert Call("write", renamed.path) in recorder.calls[:place]
     assert recorder.calls[place - 1] == Call("sync", renamed.path)
     assert recorder.calls[place + 1] == Call("sync", str(stash.directory / "l2"))
-    assert content_of(stash.reopen_after_kill()) == {"a": ("39", 0)}
+    assert content_of(stash.reopen_after_kill(l3_config=SWITCHED_OFF)) == {"a": ("39", 0)}
 
 
 def test_with_process_nothing_waits_for_the_medium(stash: Stash, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,19 +199,19 @@ def test_with_process_nothing_waits_for_the_medium(stash: Stash, monkeypatch: py
 def test_what_could_not_be_synced_is_not_said_to_be_stored(
     stash: Stash, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manager = stash.open(durability="full")
+    manager = stash.open(durability="full", l3_config=SWITCHED_OFF)
     fsync = os.fsync
 
     def failing(descriptor: int) -> None:
-        if is_shard(str(file_of(descriptor))):
+        if is_shard(str(file_of(descriptor))) or is_journal(str(file_of(descriptor))):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         fsync(descriptor)
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", failing)
-        assert manager.put("a", manager.new_entry("http://192.0.2.1:1", key="a")) == (L1, L3)
+        assert manager.put("a", manager.new_entry("http://192.0.2.1:1", key="a")) == (L1,)
     stash.recover(manager)
-    assert manager.put("a", manager.new_entry("http://192.0.2.1:1", key="a")) == (L1, L2, L3)
+    assert manager.put("a", manager.new_entry("http://192.0.2.1:1", key="a")) == (L1, L2)
 
 
 @pytest.mark.parametrize(("durability", "level"), [("process", 1), ("full", 2)])
@@ -188,11 +219,16 @@ def test_what_could_not_be_synced_is_not_said_to_be_stored(
 def test_the_databases_are_told_how_durable_to_be(stash: Stash, durability: str, level: int) -> None:
     manager = stash.open(durability=durability)
     put(manager, "a")
-    for tier in (manager.l2_tier, manager.l3_tier):
+    for tier, expected in ((manager.l2_tier, 1), (manager.l3_tier, level)):
         if tier.backend == "sqlite":
             writer = tier._database._writer  # type: ignore[attr-defined]  # no part of the interface
-            assert writer.execute("PRAGMA synchronous").fetchone() == (level,)
+            assert writer.execute("PRAGMA synchronous").fetchone() == (expected,)
             assert writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    manager = stash.reopen(durability=durability, l3_config=SWITCHED_OFF)
+    if manager.l2_tier.backend == "sqlite":
+        # Now it decides.
+        writer = manager.l2_tier._database._writer  # type: ignore[attr-defined]  # as above
+        assert writer.execute("PRAGMA synchronous").fetchone() == (level,)
 
 
 # -- seen from outside, since SQLite's calls do not pass through Python
@@ -268,7 +304,7 @@ def trace(directory: Path, backend: L2BackendType, durability: str) -> list[Call
 
 
 def is_log(path: str) -> bool:
-    return is_shard(path) or path.endswith("-wal")
+    return path.endswith("proxystash.db-wal")
 
 
 @pytest.mark.parametrize("l2_backend", L2BackendType)
@@ -277,12 +313,10 @@ def test_the_kernel_is_asked_to_sync_before_each_acknowledgement(
 ) -> None:
     calls = trace(tmp_path / "data", l2_backend, "full")
     changes = calls[calls.index(ACKNOWLEDGED) :]
-    logs = {Path(call.path).name for call in changes if call.name == "write" and is_log(call.path)}
-    assert "proxystash.db-wal" in logs
-    assert ("l2.db-wal" in logs) == (l2_backend is L2BackendType.SQLITE)
-    check_order(changes, is_log)
-    # From the start on, whatever replaces a file is whole before.
-    check_order(calls, lambda path: path.endswith(".new"))
+    assert any(is_log(call.path) for call in changes if call.name == "write")
+    check_order([call for call in changes if "/l2/" not in call.path], is_log)
+    # From the start on, whatever replaces a file outside L2 is whole before.
+    check_order([call for call in calls if "/l2/" not in call.path], lambda path: path.endswith(".new"))
 
 
 @pytest.mark.parametrize("l2_backend", L2BackendType)

@@ -13,11 +13,11 @@ import pytest
 from cryptography.fernet import Fernet
 
 from proxystash_server.cache import CacheManager, CacheTierConfig, CacheTierType, EntryFilter, JsonlCacheTier
-from proxystash_server.cache.access_log import Access
-from proxystash_server.cache.credentials import CredentialEncryptor
+from proxystash_server.cache.coherence.uses import Access
+from proxystash_server.cache.entry.credentials import CredentialEncryptor
 from proxystash_server.cache.tiers.base import Write
 from tests.server.cache.stash import Stash
-from tests.server.cache.support import SWITCHED_OFF, FakeClock, content_of, content_of_tier, disk_of, stored
+from tests.server.cache.support import SWITCHED_OFF, FakeClock, content_of, content_of_tier, guards_of, stored
 
 # All of these keys are in the same file.
 SHARD = 3
@@ -69,12 +69,12 @@ class Store:
         self.put(A, 1)
         self.put(B, 2)
         self.put(A, 3)
-        self.touch(B, 2, 5)
+        self.note_uses(B, 2, 5)
         self.put(C, 4)
         self.delete(C)
         self.put(D, 5)
-        self.mark({ELSEWHERE: 6, A: 7})
-        self.touch(A, 3, 9)
+        self.probe()
+        self.note_uses(A, 3, 9)
         self.put(B, 8)
         self.elsewhere = self.seen(ELSEWHERE, 9)
         self.tier.apply([Write(ELSEWHERE, self.entry(ELSEWHERE, self.elsewhere), 9)])
@@ -103,15 +103,17 @@ class Store:
         self.tier.apply([Write(key, None, 100)])
         self._note(key=key, deletes=True)
 
-    def touch(self, key: str, version: int, uses: int) -> None:
+    def note_uses(self, key: str, version: int, uses: int) -> None:
         entry = self.tier.get(key)
         assert entry is not None
-        self.tier.touch([Access(key, version, uses, entry.last_accessed_us, False)])
+        self.tier.note_uses([Access(key, version, uses, entry.last_accessed_us, False)])
         self._note(key=key, uses=uses, used_version=version)
 
-    def mark(self, marks: dict[str, int]) -> None:
-        self.tier.extend_backlog({key: version for key, version in marks.items() if key != ELSEWHERE})
-        self._note()
+    def probe(self) -> None:
+        shard = self.tier._shard("")
+        if shard.number == SHARD:
+            self.tier.probe()
+            self._note()
 
     def expected(self, lines: list[Line]) -> dict[str, Seen]:
         """What is held if these lines are all that can be read."""
@@ -256,9 +258,8 @@ def test_a_damaged_l2_ends_up_agreeing_with_l3_and_nothing_is_lost(stash: Stash)
             assert found == expected.get(key), f"{damage}: {key}"
         manager.maintain()
         assert content_of(manager) == expected
-        for level in disk_of(manager).levels:
-            assert content_of_tier(level.tier) == expected, f"{damage}: {level.name}"
-            assert level.tier.backlog() == {}
+        for guard in guards_of(manager):
+            assert content_of_tier(guard.tier) == expected, f"{damage}: {guard.name}"
         stash.close()
         shutil.rmtree(stash.directory)
     stash.directory = sound

@@ -18,7 +18,7 @@ import pytest
 
 from proxystash_server.cache import CacheManager, CacheUnavailableError, L2BackendType, TierState
 from tests.server.cache.stash import Stash
-from tests.server.cache.support import START_US, SWITCHED_OFF, content_of, content_of_tier, disk_of, put
+from tests.server.cache.support import START_US, SWITCHED_OFF, content_of, content_of_tier, guards_of, put
 
 PAGE = 2048
 SMALL = {f"label-{number}": "x" * 250 for number in range(3)}
@@ -153,10 +153,9 @@ def check_all_is_there(stash: Stash, manager: CacheManager, expected: Content, d
     for key in expected:
         assert manager.get(key) is not None
     assert manager.get("deleted") is None, damage
-    for level in disk_of(manager).levels:
-        assert level.works, f"{damage}: {level.name}"
-        assert content_of_tier(level.tier) == expected, f"{damage}: {level.name}"
-        assert level.tier.backlog() == {}
+    for guard in guards_of(manager):
+        assert guard.is_open, f"{damage}: {guard.name}"
+        assert content_of_tier(guard.tier) == expected, f"{damage}: {guard.name}"
     assert manager.get_statistics().entries == len(expected)
 
 

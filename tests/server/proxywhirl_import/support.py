@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from proxystash_server.cache import CacheConfig, CacheEntry, CacheManager, EntryFilter
-from proxystash_server.cache.entry import to_microseconds
+from proxystash_server.cache.entry.entry import to_microseconds
 from proxystash_server.proxywhirl_import.importer import import_stores
 from proxystash_server.proxywhirl_import.keyring import Keyring
 from proxystash_server.proxywhirl_import.report import ImportReport

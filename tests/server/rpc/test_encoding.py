@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from proxystash.models import HealthMonitoring, HealthStatus
 from proxystash.v1 import cache_service_pb2 as pb
 from proxystash_server.cache import CacheEntry, CacheTierType, Lookup, Lookups
-from proxystash_server.cache.entry import to_datetime, with_access
+from proxystash_server.cache.entry.entry import to_datetime, with_access
 from proxystash_server.rpc import convert, encoding
 from proxystash_server.rpc.errors import NO_TIER_AVAILABLE
 

@@ -10,7 +10,7 @@ from proxystash.proxies import cache_key
 from proxystash.v1 import cache_service_pb2 as pb
 from proxystash.v1 import cache_service_pb2_grpc as pb_grpc
 from proxystash_server.cache import CacheManager
-from proxystash_server.cache.tiers import sqlite
+from proxystash_server.cache.tiers.sqlite import tier as sqlite
 from tests.support.rpc import DEADLINE, refused
 
 Stub = pb_grpc.CacheServiceStub

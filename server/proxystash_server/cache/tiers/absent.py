@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
-from proxystash_server.cache.access_log import Access
+from proxystash_server.cache.coherence.uses import Access
 from proxystash_server.cache.config import CacheTierConfig, CacheTierType
-from proxystash_server.cache.entry import CacheEntry, wall_clock
-from proxystash_server.cache.tiers.base import Applied, DurableTier, EntryFilter, Page, Write
+from proxystash_server.cache.entry.entry import CacheEntry, wall_clock
+from proxystash_server.cache.tiers.base import Applied, DiskTier, EntryFilter, Page, Write
 
 
-class AbsentTier(DurableTier):
+class AbsentTier(DiskTier):
     """Stands where a tier is disabled, so that nobody has to ask; `backend` is what it would have been."""
 
-    store_id = ""
-    partner_id = ""
-    session = ""
-    doubtful = False
+    notes: Mapping[str, object] = MappingProxyType({})
     last_version = 0
     busy = False
 
@@ -36,8 +34,14 @@ class AbsentTier(DurableTier):
     def stored_key_check(self) -> bytes | None:
         return None
 
-    def set_partner(self, partner_id: str, session: str) -> None:
+    def note(self, **notes: object) -> None:
         pass
+
+    def seal(self, version: int) -> None:
+        pass
+
+    def break_seal(self) -> int | None:
+        return None
 
     def get(self, key: str) -> CacheEntry | None:
         return None
@@ -45,7 +49,7 @@ class AbsentTier(DurableTier):
     def put(self, key: str, entry: CacheEntry) -> bool:
         return False
 
-    def clear(self) -> int:
+    def clear(self, version: int = 0) -> int:
         return 0
 
     def size(self) -> int:
@@ -63,31 +67,10 @@ class AbsentTier(DurableTier):
     def scan(self, after: str, limit: int, entry_filter: EntryFilter, now_us: int) -> Page:
         return Page([], None)
 
-    def versions(self, keys: Sequence[str]) -> dict[str, int]:
-        return {}
-
     def apply(self, writes: Sequence[Write]) -> list[Applied]:
         return [Applied(existed=False)] * len(writes)
 
-    def announce(self, marks: Mapping[str, int]) -> None:
-        pass
-
-    def arrived(self, keys: Iterable[str]) -> None:
-        pass
-
-    def touch(self, accesses: Sequence[Access]) -> None:
-        pass
-
-    def backlog(self) -> dict[str, int]:
-        return {}
-
-    def extend_backlog(self, marks: Mapping[str, int]) -> None:
-        pass
-
-    def settle(self, keys: Iterable[str]) -> None:
-        pass
-
-    def clear_before(self, version: int) -> None:
+    def note_uses(self, accesses: Sequence[Access]) -> None:
         pass
 
     def trim(self) -> list[str]:

@@ -1,20 +1,18 @@
-"""The interface of a tier: what the manager knows of every backend."""
+"""The interfaces of a tier: what all have in common, and what a cache on disk and the authority add."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from proxystash.models import HealthStatus
-from proxystash_server.cache.access_log import Access
+from proxystash_server.cache.coherence.uses import Access
 from proxystash_server.cache.config import CacheTierConfig, CacheTierType
-from proxystash_server.cache.entry import CacheEntry, Clock
+from proxystash_server.cache.entry.entry import CacheEntry, Clock
 
 EXPIRY_BATCH = 100
-# The backlog mark that stands for every key: the tier missed a Clear. No entry has an empty key.
-EVERYTHING = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +35,14 @@ class EntryFilter:
 
 
 class Write(NamedTuple):
-    """One change to one key: an entry to store, or None to remove what is there.
+    """What a change makes of one key: an entry to store, or None to remove what is there.
 
-    `version` numbers the change. `for_backlog` marks it as one that the other disk tier has missed.
+    `version` is the revision of the change.
     """
 
     key: str
     entry: CacheEntry | None
     version: int = 0
-    for_backlog: bool = False
 
 
 class Applied(NamedTuple):
@@ -57,6 +54,42 @@ class Applied(NamedTuple):
 
 # The usual ones, by whether the key was held before.
 QUIETLY_APPLIED = (Applied(existed=False), Applied(existed=True))
+
+
+def evicted_by(writes: Sequence[Write], applied: Sequence[Applied]) -> list[str]:
+    """The keys that had to make room for writes, but for those that a later one of them has stored again."""
+    if not any(one.evicted for one in applied):
+        return []
+    evicted: dict[str, None] = {}
+    for write, one in zip(writes, applied, strict=True):
+        evicted.pop(write.key, None)
+        evicted.update(dict.fromkeys(one.evicted))
+    return list(evicted)
+
+
+class Held(Protocol):
+    """What an authority says of a key at little cost while it is decided what becomes of it."""
+
+    @property
+    def version(self) -> int:
+        """The version of the entry; 0 if that is damaged."""
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether its failure count is not 0, or damaged."""
+
+
+class HeldEntry(NamedTuple):
+    """The same of an entry that was read."""
+
+    version: int
+    has_failed: bool
+
+
+# Gives the entry of a key, whole, or None; raises CacheUnavailableError where nobody can say.
+Read = Callable[[str], CacheEntry | None]
+# Given what is held of the keys, and how to read an entry whole, what is to become of them.
+Decide = Callable[[Mapping[str, Held], Read], Sequence[Write]]
 
 
 class Page(NamedTuple):
@@ -120,10 +153,6 @@ class CacheTier(ABC):
     def scan(self, after: str, limit: int, entry_filter: EntryFilter, now_us: int) -> Page:
         """At most `limit` live entries that match, by key, from the first key greater than `after`."""
 
-    def page(self, after: str, limit: int, entry_filter: EntryFilter, now_us: int) -> list[CacheEntry]:
-        """The first `limit` live entries that match, by key, however many have to be looked at."""
-        return whole_page(lambda place, rest: self.scan(place, rest, entry_filter, now_us), after, limit)
-
     def cleanup_expired(self) -> int:
         """Remove what has expired from this tier alone; how many entries that were."""
         removed = 0
@@ -132,12 +161,11 @@ class CacheTier(ABC):
         return removed
 
 
-class DurableTier(CacheTier):
-    """A tier whose entries outlive the process, with its part in keeping the two disk tiers coherent.
+class DiskTier(CacheTier):
+    """A tier in files: what a cache on disk has to do.
 
-    Each durable tier carries a *backlog* for its partner, the other one: the keys whose last change the
-    partner has missed, with the version of that change, kept as durably as the entries. It also carries two
-    names, its own and its partner's, by which a restart recognizes that the two still belong together.
+    It may be emptied at any time. What it remembers beside its entries are *notes*: a few values by name, as
+    durable as the entries.
     """
 
     @abstractmethod
@@ -164,35 +192,12 @@ class DurableTier(CacheTier):
 
     @property
     @abstractmethod
-    def store_id(self) -> str:
-        """The random name this store got when it was created."""
-
-    @property
-    @abstractmethod
-    def partner_id(self) -> str:
-        """The name of the store this one last worked with; empty if it worked alone."""
-
-    @property
-    def is_new(self) -> bool:
-        """Whether the store has just been created, and has never had a partner or an entry."""
-        return not self.partner_id and not self.size()
-
-    @property
-    @abstractmethod
-    def session(self) -> str:
-        """The random name of the run in which the two last worked together."""
+    def notes(self) -> Mapping[str, object]:
+        """The notes of the open store. `id` is the random name that it got when it was made."""
 
     @abstractmethod
-    def set_partner(self, partner_id: str, session: str) -> None:
-        """Remember the partner, and the run in which both were told so."""
-
-    @property
-    @abstractmethod
-    def doubtful(self) -> bool:
-        """Whether this store may have lost its latest changes unnoticed.
-
-        So that its entries need a second witness.
-        """
+    def note(self, **notes: object) -> None:
+        """Change notes; None drops one."""
 
     @property
     @abstractmethod
@@ -200,30 +205,12 @@ class DurableTier(CacheTier):
         """The greatest version of any change this store took; 0 if it cannot tell."""
 
     @abstractmethod
-    def versions(self, keys: Sequence[str]) -> dict[str, int]:
-        """The versions of those of `keys` that are held."""
+    def seal(self, version: int) -> None:
+        """Note that the store, about to be closed, has every change up to `version` that it should have."""
 
     @abstractmethod
-    def apply(self, writes: Sequence[Write]) -> list[Applied]:
-        """Make changes, durable on return; concurrent callers may share one commit.
-
-        A TierError leaves open which of them were made.
-        """
-
-    def announce(self, marks: Mapping[str, int]) -> None:
-        """Changes by key and version, which follow here first and then in the partner.
-
-        From the commit of such a change on, its key is in the partner's backlog, until `settle` or `arrived`
-        names it. Costs no commit of its own. Only a tier that may come first, as L3, knows how.
-        """
-        raise NotImplementedError(f"{self.backend} is not made to take changes before its partner")
-
-    def arrived(self, keys: Iterable[str]) -> None:
-        """The partner has what was announced of `keys`.
-
-        A later commit notes it: after a crash before that, marks have outlived their cause.
-        """
-        raise NotImplementedError(f"{self.backend} is not made to take changes before its partner")
+    def break_seal(self) -> int | None:
+        """What `seal` noted, if the files are as they were then; from now on it is noted no more."""
 
     @property
     @abstractmethod
@@ -231,24 +218,16 @@ class DurableTier(CacheTier):
         """Whether a commit is under way, for which a write now would wait."""
 
     @abstractmethod
-    def touch(self, accesses: Sequence[Access]) -> None:
+    def clear(self, version: int = 0) -> int:
+        """Remove everything, which is the change numbered `version`; how many entries there were."""
+
+    @abstractmethod
+    def apply(self, writes: Sequence[Write]) -> list[Applied]:
+        """Make changes, durable on return. A TierError leaves open which of them were made."""
+
+    @abstractmethod
+    def note_uses(self, accesses: Sequence[Access]) -> None:
         """Store how entries were used since, where the entry is still the one that was used."""
-
-    @abstractmethod
-    def backlog(self) -> dict[str, int]:
-        """The partner's backlog: keys and versions of missed changes. EVERYTHING stands for a Clear."""
-
-    @abstractmethod
-    def extend_backlog(self, marks: Mapping[str, int]) -> None:
-        """Mark changes, by key (or EVERYTHING) and version, as missed by the partner."""
-
-    @abstractmethod
-    def settle(self, keys: Iterable[str]) -> None:
-        """Drop keys from the partner's backlog: it has caught up on them."""
-
-    @abstractmethod
-    def clear_before(self, version: int) -> None:
-        """Remove the entries that writes before `version` stored: a Clear that was missed, made up for."""
 
     @abstractmethod
     def trim(self) -> list[str]:
@@ -261,24 +240,35 @@ class DurableTier(CacheTier):
         """
 
     def put(self, key: str, entry: CacheEntry) -> bool:
-        self.apply([Write(key, entry)])
+        self.apply([Write(key, entry, entry.version)])
         return True
 
     def delete(self, key: str) -> bool:
         return self.apply([Write(key, None)])[0].existed
 
-    def get_to_change(self, key: str) -> CacheEntry | None:
-        """As `get`, for who is about to change the entry: it may wait for a commit that is under way."""
-        return self.get(key)
-
-    def failed_of(self, keys: Sequence[str]) -> dict[str, CacheEntry]:
-        """The entries of those of `keys` that are held and have failed before, as `get` gives them."""
-        found = ((key, self.get(key)) for key in keys)
-        return {key: entry for key, entry in found if entry is not None and entry.failure_count}
-
     def has_room_for(self, entries: int) -> bool:
         """Whether so many new keys would make no other go."""
         return self.config.max_entries is None or self.size() + entries <= self.config.max_entries
+
+
+class AuthorityTier(DiskTier):
+    """A disk tier that decides: what it holds is what the cache holds."""
+
+    @abstractmethod
+    def commit(self, keys: Sequence[str], decide: Decide) -> tuple[Sequence[Write], list[Applied]]:
+        """Have `decide` say what becomes of `keys`, and make that so, in one transaction; durable on return.
+
+        What was decided, and what became of each write. Nothing else changes these keys in between. A
+        TierError leaves open whether it was made.
+        """
+
+    @abstractmethod
+    def versions(self, keys: Sequence[str]) -> dict[str, int]:
+        """The versions of those of `keys` that are held."""
+
+    @abstractmethod
+    def clear_before(self, version: int) -> None:
+        """Remove the entries that changes before `version` stored: a Clear of that number, made up for."""
 
 
 def whole_page(scan: Callable[[str, int], Page], after: str, limit: int) -> list[CacheEntry]:

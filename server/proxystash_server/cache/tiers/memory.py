@@ -6,11 +6,11 @@ import heapq
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from proxystash_server.cache.access_log import AccessLog
+from proxystash_server.cache.coherence.uses import UseLog
 from proxystash_server.cache.config import CacheTierConfig, CacheTierType
-from proxystash_server.cache.entry import CacheEntry, Clock, Use, accessed, wall_clock, with_access
-from proxystash_server.cache.eviction import make_policy
+from proxystash_server.cache.entry.entry import CacheEntry, Clock, Use, accessed, wall_clock, with_access
 from proxystash_server.cache.tiers.base import CacheTier, EntryFilter, Page
+from proxystash_server.cache.tiers.eviction import make_policy
 
 # A batch lets others in between so many keys.
 _KEYS_PER_HOLD: Final = 100
@@ -29,14 +29,14 @@ class MemoryCacheTier(CacheTier):
         self,
         config: CacheTierConfig,
         tier_type: CacheTierType = CacheTierType.L1,
-        access_log: AccessLog | None = None,
+        use_log: UseLog | None = None,
         clock: Clock = wall_clock,
     ) -> None:
         super().__init__(config, tier_type, clock)
-        self._access_log = AccessLog() if access_log is None else access_log
-        self._lock = self._access_log.lock
+        self._use_log = UseLog() if use_log is None else use_log
+        self._lock = self._use_log.lock
         self._entries: dict[str, CacheEntry] = {}
-        self._waiting = self._access_log.waiting
+        self._waiting = self._use_log.waiting
         self._policy = make_policy(config.eviction_policy)
         self._record_access = self._policy.record_access
         # How many lookups this tier has answered; read without the lock, since it is one number.
@@ -63,7 +63,7 @@ class MemoryCacheTier(CacheTier):
             waiting = self._waiting
             waiting.pop(key, None)
             self._entries[key] = waiting[key] = use  # type: ignore[assignment]  # by now it is one
-            self._access_log.has_uses = True
+            self._use_log.has_uses = True
             self.hits += 1
             return use  # type: ignore[return-value]  # mypy cannot follow the change of class
 
@@ -84,7 +84,7 @@ class MemoryCacheTier(CacheTier):
                     entries[key] = waiting[key] = entry
                     found.append(entry)
                     self.hits += 1
-                    self._access_log.has_uses = True
+                    self._use_log.has_uses = True
         return found
 
     def absent(self, keys: Iterable[str]) -> list[str]:
@@ -134,7 +134,7 @@ class MemoryCacheTier(CacheTier):
                 return None
             if held.access_count > entry.access_count:
                 entry = with_access(entry, held.access_count, held.last_accessed_us, held.evicted_from_l1)
-                self._access_log.note_use(key, entry)
+                self._use_log.note_use(key, entry)
             self._entries[key] = entry
             return entry
 
@@ -185,7 +185,7 @@ class MemoryCacheTier(CacheTier):
         victim = next(self._policy.victims())
         self._policy.remove(victim)
         entry = self._entries.pop(victim)
-        self._access_log.note_demotion(
+        self._use_log.note_demotion(
             with_access(entry, entry.access_count, entry.last_accessed_us, evicted_from_l1=True)
         )
         evicted.append(victim)

@@ -1,0 +1,1 @@
+"""How the tiers are kept in step: changes, reads, faults and what follows from them."""

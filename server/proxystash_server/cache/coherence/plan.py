@@ -1,0 +1,203 @@
+"""What a group of changes makes of its entries: the rules of puts, failures, deletes and expiry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from proxystash.models import HealthStatus
+from proxystash_server.cache.coherence.feed import Change, ChangeKind
+from proxystash_server.cache.counting.statistics import EvictionCause
+from proxystash_server.cache.entry.entry import CacheEntry, stamped, with_health
+from proxystash_server.cache.entry.limits import MAX_COUNT
+from proxystash_server.cache.errors import CacheUnavailableError
+from proxystash_server.cache.tiers.base import Held, Read, Write
+
+
+class Put(NamedTuple):
+    """Store an entry under a key, with its credentials as they go to disk.
+
+    The failure count of an entry that is replaced goes on, unless the new one is healthy.
+    """
+
+    key: str
+    entry: CacheEntry
+    sealed: bytes | None
+
+
+class Delete(NamedTuple):
+    """Remove a key."""
+
+    key: str
+
+
+class Expire(NamedTuple):
+    """Remove a key if its entry has expired."""
+
+    key: str
+
+
+class ReportFailure(NamedTuple):
+    """Count one failure of a key, mark it unhealthy, and evict it at the threshold."""
+
+    key: str
+
+
+Request = Put | Delete | Expire | ReportFailure
+
+
+class Invalidation(NamedTuple):
+    """What recording a failure did."""
+
+    found: bool
+    evicted: bool
+    health_status: HealthStatus | None
+    failure_count: int
+
+
+NOT_FOUND = Invalidation(False, False, None, 0)
+
+
+class Rules(NamedTuple):
+    """What the configuration says of failures."""
+
+    failure_threshold: int
+    evicts_by_health: bool
+
+
+class Plan:
+    """Decides what becomes of the keys of some requests, in their order, given what is held of them now.
+
+    Of several requests for one key each sees what the one before makes of it, and the last one's result is
+    what is written. `decide` may be called again, if whoever it was called by could not go through with it.
+
+    `writes` is by key what is to be done, `updates` the keys whose entries go on with their uses, `causes`
+    why a key is evicted, and `events` what is to be told. By the place of a request, `found` says whether a
+    Delete or Expire found what it removes, and `outcomes` what a ReportFailure did or failed with.
+    """
+
+    def __init__(
+        self,
+        requests: Sequence[Request],
+        last_revision: int,
+        now_us: int,
+        rules: Rules,
+        in_memory: Callable[[str], CacheEntry | None],
+        as_used: Callable[[CacheEntry], CacheEntry],
+    ) -> None:
+        self._requests = requests
+        self._before = last_revision
+        self._now_us = now_us
+        self._rules = rules
+        self._in_memory = in_memory
+        self._as_used = as_used
+        self._begin()
+
+    def _begin(self) -> None:
+        self.last_revision = self._before
+        self.writes: dict[str, Write] = {}
+        self.events: list[Change] = []
+        self.found: dict[int, bool] = {}
+        self.outcomes: dict[int, Invalidation | CacheUnavailableError] = {}
+        self.causes: dict[str, EvictionCause] = {}
+        self.updates: set[str] = set()
+
+    def decide(self, held: Mapping[str, Held], read: Read) -> list[Write]:
+        """What becomes of the keys; `read` gives an entry whole, and raises CacheUnavailableError."""
+        self._begin()
+        for place, request in enumerate(self._requests):
+            if type(request) is Put:
+                self._put(request, held, read)
+            elif type(request) is Delete:
+                self._delete(place, request.key, held)
+            elif type(request) is Expire:
+                self.found[place] = self._expire(request.key, held, read)
+            else:
+                try:
+                    self.outcomes[place] = self._report_failure(request.key, held, read)
+                except CacheUnavailableError as error:
+                    self.outcomes[place] = error
+        return list(self.writes.values())
+
+    def _put(self, request: Put, held: Mapping[str, Held], read: Read) -> None:
+        key, entry, sealed = request
+        content = entry.content
+        # Only a success starts the count over; being found again on a list is none.
+        failures = 0
+        if content.health_status is not HealthStatus.HEALTHY:
+            failures = content.failure_count
+            if key in self.writes or key in held:
+                failures = max(failures, self._failures_of(key, held, read))
+        revision = self.last_revision = self.last_revision + 1
+        stored = stamped(entry, key, revision, failures, sealed)
+        self.writes[key] = Write(key, stored, revision)
+        self.updates.discard(key)
+        self.events.append(Change(revision, ChangeKind.PUT, key, stored))
+
+    def _failures_of(self, key: str, held: Mapping[str, Held], read: Read) -> int:
+        if key not in self.writes and not held[key].has_failed:
+            return 0
+        try:
+            entry = self._current(key, held, read)
+        except CacheUnavailableError:
+            return 0
+        return 0 if entry is None or self._is_expired(entry) else entry.failure_count
+
+    def _delete(self, place: int, key: str, held: Mapping[str, Held]) -> None:
+        found = self.writes[key].entry is not None if key in self.writes else key in held
+        self.found[place] = found
+        # Also where it is not found: a tier that is away may have it, or one that should not.
+        self._remove(key, ChangeKind.DELETE if found else None)
+
+    def _expire(self, key: str, held: Mapping[str, Held], read: Read) -> bool:
+        try:
+            entry = self._current(key, held, read)
+        except CacheUnavailableError:
+            # Left to the next round of the cleaner.
+            return False
+        if entry is None or not self._is_expired(entry):
+            return False
+        self._remove(key, ChangeKind.EXPIRY, EvictionCause.TTL)
+        return True
+
+    def _report_failure(self, key: str, held: Mapping[str, Held], read: Read) -> Invalidation:
+        entry = self._current(key, held, read)
+        if entry is not None and self._is_expired(entry):
+            self._remove(key, ChangeKind.EXPIRY, EvictionCause.TTL)
+            entry = None
+        if entry is None:
+            return NOT_FOUND
+        failures = min(entry.failure_count + 1, MAX_COUNT)
+        if self._rules.evicts_by_health and failures >= self._rules.failure_threshold:
+            self._remove(key, ChangeKind.EVICTION, EvictionCause.HEALTH)
+            return Invalidation(True, True, HealthStatus.UNHEALTHY, failures)
+        revision = self.last_revision = self.last_revision + 1
+        changed = with_health(self._as_used(entry), HealthStatus.UNHEALTHY, failures)
+        changed = stamped(changed, key, revision, failures, entry.sealed)
+        if key not in self.writes:
+            self.updates.add(key)
+        self.writes[key] = Write(key, changed, revision)
+        self.events.append(Change(revision, ChangeKind.HEALTH, key, changed))
+        return Invalidation(True, False, HealthStatus.UNHEALTHY, failures)
+
+    def _current(self, key: str, held: Mapping[str, Held], read: Read) -> CacheEntry | None:
+        earlier = self.writes.get(key)
+        if earlier is not None:
+            return earlier.entry
+        entry = self._in_memory(key)
+        if entry is not None and key in held and held[key].version == entry.version:
+            # The very same; to read it would take longer than all that is done with it.
+            return entry
+        return read(key)
+
+    def _remove(self, key: str, kind: ChangeKind | None, cause: EvictionCause | None = None) -> None:
+        if kind is not None:
+            self.last_revision += 1
+            self.events.append(Change(self.last_revision, kind, key, cause=cause))
+        self.writes[key] = Write(key, None, self.last_revision)
+        self.updates.discard(key)
+        if cause is not None:
+            self.causes[key] = cause
+
+    def _is_expired(self, entry: CacheEntry) -> bool:
+        return entry.expires_at_us <= self._now_us

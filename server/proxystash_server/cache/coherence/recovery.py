@@ -1,0 +1,496 @@
+"""How the disk tiers are opened, what is believed of them, and how they are brought up to date after a fault.
+
+L3 decides. L2 is believed after an orderly end alone, if it says so itself, and L3 agrees that this is its
+cache and that nothing has changed since; otherwise it starts empty. Before that it is the source from which
+an L3 that was lost, damaged or set back gets what it lacks. docs/architecture.md has this step by step.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from itertools import islice
+from typing import Any, Final
+
+from proxystash_server.cache.coherence.authority import Authority, newest
+from proxystash_server.cache.coherence.changes import Changes
+from proxystash_server.cache.coherence.disk_cache import DiskCache
+from proxystash_server.cache.coherence.guard import GuardedTier
+from proxystash_server.cache.coherence.missed import MissedChanges
+from proxystash_server.cache.coherence.reads import Reads
+from proxystash_server.cache.entry.entry import CacheEntry
+from proxystash_server.cache.errors import StoreError, TierError
+from proxystash_server.cache.ground.killpoints import kill_point
+from proxystash_server.cache.tiers.base import Write, evicted_by
+from proxystash_server.cache.tiers.memory import MemoryCacheTier
+
+logger = logging.getLogger(__name__)
+
+_BATCH: Final = 100
+# In the notes of a format up to 2: the key that stood for all of them, and the partner of one that had none.
+_EVERYTHING: Final = ""
+_ALONE: Final = "alone"
+
+
+class Recovery:
+    """Opens, probes, matches, refills and catches up. Called by one thread at a time."""
+
+    def __init__(
+        self,
+        authority: Authority,
+        cache: DiskCache,
+        l1: MemoryCacheTier,
+        changes: Changes,
+        reads: Reads,
+        keep_key_file: Callable[[], None],
+    ) -> None:
+        self._authority = authority
+        self._missed: MissedChanges = authority.missed
+        self._cache = cache
+        self._l1 = l1
+        self._changes = changes
+        self._reads = reads
+        self._keep_key_file = keep_key_file
+        # What L2 said of itself when it was opened, until L3 could be asked whether that holds.
+        self._sealed_at: int | None = None
+        self._cache_version = 0
+        self._missed_version = 0
+        self._matched = False
+        # What L3 was before it failed, by which a file that was put in its place is recognized.
+        self._known_id: object = None
+        self._known_version = 0
+
+    # -- start and end
+
+    def open(self) -> int:
+        """Open everything; how many lines of the journal are damaged. What cannot be opened is skipped.
+
+        Raises StoreError for a store that must not be opened, having closed the others.
+        """
+        if not self._authority.enabled:
+            return 0
+        damaged = 0
+        try:
+            damaged = self._missed.open()
+            self._missed_version = self._missed.last_version
+            self._changes.continue_after(self._missed_version)
+            for guard in self._reads.guards:
+                if guard.enabled:
+                    with self._giving_up(guard, goes_on=True):
+                        self._open(guard)
+            if self._cache.works:
+                with self._giving_up(self._cache.guard, goes_on=True):
+                    self._look_at_cache()
+            if self._authority.guard.is_open:
+                with suppress(TierError):
+                    # Whichever failed has been given up.
+                    self._match()
+        except StoreError:
+            self._close_tiers()
+            raise
+        guard = self._authority.guard
+        if guard.is_open:
+            self._catch_up()
+        if guard.is_lost and guard.breaker.begin_probe(at_once=True):
+            # Damage that has only just come to light: opened again, it is what can be saved of it.
+            self._probe(guard, self._recover_authority)
+        with self._changes.lock:
+            self._trim()
+        return damaged
+
+    def make_up_for_what_was_missed(self) -> None:
+        """Bring the authority what it has missed, or as much as can be done while it is skipped."""
+        if self._authority.enabled and not (self._authority.guard.is_open and self._catch_up()):
+            self._save_what_is_unsaved()
+
+    def close(self) -> None:
+        """Close everything, with L2 sealed if it holds what it should. Everything is locked."""
+        authority, cache = self._authority, self._cache
+        if authority.enabled:
+            version = max(authority.tier.last_version, self._missed.last_version)
+            if not self._matched:
+                # L3 was never there to be asked: what L2 was still goes for it, and what came since.
+                version = max(self._sealed_at or 0, self._missed.last_version)
+            if cache.works and not cache.doubted and (self._matched or self._sealed_at is not None):
+                cache.guard.write(cache.tier.seal, version)
+        self._close_tiers()
+
+    def _close_tiers(self) -> None:
+        for guard in self._reads.guards:
+            if guard.enabled:
+                guard.tier.close()
+        self._missed.close()
+
+    def _trim(self) -> None:
+        """Evict what is over the configured sizes."""
+        guard = self._authority.guard
+        if guard.is_open:
+            _, evicted = guard.attempt("write", [], guard.tier.trim)
+            self._changes.drop_evicted(evicted)
+        if self._cache.works:
+            _, evicted = self._cache.guard.attempt("write", [], self._cache.tier.trim)
+            self._changes.count_demotions(self._cache.name, evicted)
+
+    # -- background work
+
+    def maintain(self) -> None:
+        """Probe what is skipped, bring up to date what is behind, and let the tiers do their upkeep."""
+        if not self._authority.enabled:
+            return
+        guard = self._authority.guard
+        if guard.enabled and guard.breaker.begin_probe():
+            self._probe(guard, self._recover_authority)
+        self.make_up_for_what_was_missed()
+        if guard.is_open:
+            if self._authority.is_incomplete:
+                self.refill()
+            guard.maintain()
+        cache = self._cache
+        if cache.guard.enabled and cache.guard.breaker.begin_probe():
+            self._probe(cache.guard, self._recover_cache)
+        if cache.works:
+            self._drop_doubted()
+            cache.guard.maintain()
+
+    def _probe(self, guard: GuardedTier[Any], recover: Callable[[], bool]) -> None:
+        recovered = False
+        try:
+            with suppress(TierError, StoreError):
+                # Probed again after a longer pause; the fault was logged when the tier was degraded.
+                recovered = recover()
+        finally:
+            guard.breaker.end_probe(recovered)
+        if recovered:
+            logger.info("tier recovered", extra=guard.describe())
+
+    def _open(self, guard: GuardedTier[Any]) -> None:
+        self._keep_key_file()
+        guard.tier.open()
+        guard.tier.probe()
+        self._changes.continue_after(guard.tier.last_version)
+
+    def _reopen(self, guard: GuardedTier[Any]) -> None:
+        with self._changes.all_locked():
+            # Nothing begins to use a tier whose breaker is open; this waits for what had begun before.
+            guard.tier.close()
+        self._open(guard)
+
+    def _recover_authority(self) -> bool:
+        tier = self._authority.tier
+        self._known_version = max(self._known_version, tier.last_version)
+        self._reopen(self._authority.guard)
+        with self._changes.lock:
+            if self._matched:
+                self._welcome_back()
+            else:
+                self._match()
+            self._known_version = tier.last_version
+        return self._catch_up()
+
+    def _recover_cache(self) -> bool:
+        self._reopen(self._cache.guard)
+        self._cache.tier.break_seal()
+        self._start_cache_anew()
+        self._sealed_at = None
+        if self._authority.works and self._matched:
+            self._authority.guard.write(self._authority.tier.note, cache_id=self._cache.tier.notes["id"])
+        return True
+
+    # -- what is believed
+
+    def _look_at_cache(self) -> None:
+        """Take down what L2, just opened, says of itself."""
+        tier = self._cache.tier
+        self._sealed_at = tier.break_seal()
+        self._cache.believed = self._sealed_at is not None
+        self._inherit_from_cache()
+        self._cache_version = tier.last_version
+
+    def _match(self) -> None:
+        """Decide, now that the authority is open, what of L2 is believed. Nothing has been read of it before.
+
+        Gives up what fails; raises TierError if that is the authority.
+        """
+        tier = self._authority.tier
+        with self._giving_up(self._authority.guard):
+            inherited = self._inherited_by_authority()
+            if self._cache.guard.is_open:
+                self._match_cache()
+            if not self._cache.guard.is_open:
+                self._go_on_without_cache()
+            self._cache.believed = True
+        self._known_id = tier.notes.get("id")
+        self._matched = True
+        for key, version in inherited.items():
+            self._missed.drop_older(key, version)
+
+    def _match_cache(self) -> None:
+        """Make L2 agree with L3, by believing it, by filling up L3 from it, or by emptying it."""
+        l3, l2 = self._authority.tier, self._cache.tier
+        owner = l3.notes.get("cache_id")
+        # A new L3 has no cache yet: then L2 is all there is.
+        is_its_own = owner in (l2.notes["id"], None)
+        was_alone = is_its_own and bool(l2.notes.get("alone"))
+        if was_alone:
+            # L2 went on without L3, and decided.
+            l3.note(incomplete=1)
+            l3.clear()
+        known = max(l3.last_version, self._missed_version)
+        if is_its_own and l3.notes.get("incomplete"):
+            # What L3 lacks, it gets; what it has a later version of, L2 forgets: then they agree.
+            outdated = self._fill_up(self._cache.tier.keys())
+            with self._giving_up(self._cache.guard, goes_on=True):
+                l2.apply([Write(key, None) for key in outdated])
+                if was_alone:
+                    l2.note(alone=None)
+        elif not (is_its_own and self._sealed_at == known):
+            if (is_its_own or (not owner and l2.notes.get("alone"))) and self._cache_version > known:
+                # L3 was set back: an old copy, or one that has lost its log. Or L2 decided for a while
+                # although it did not have all that it should: what it took then, it alone has.
+                self._fill_up(self._cache.tier.keys(), known + 1)
+            kill_point("match.before_clear")
+            with self._changes.lock_reads(), self._giving_up(self._cache.guard, goes_on=True):
+                self._keep_of_memory_what_was_missed()
+                self._start_cache_anew()
+        if self._cache.guard.is_open and (l3.notes.get("incomplete") or owner != l2.notes["id"]):
+            l3.note(cache_id=l2.notes["id"], incomplete=None)
+
+    def _go_on_without_cache(self) -> None:
+        tier = self._authority.tier
+        if self._authority.guard is self._reads.guards[0]:
+            # L2 decides while L3 is switched off.
+            if not tier.notes.get("alone") or tier.notes.get("incomplete"):
+                tier.note(alone=1, incomplete=None, inherited=None, partner=None)
+        elif tier.notes.get("cache_id") != "" or tier.notes.get("incomplete"):
+            # L2 is switched off or out of reach: what it has is out of date when it comes back.
+            tier.note(cache_id="", incomplete=None)
+
+    @contextmanager
+    def _giving_up(self, guard: GuardedTier[Any], *, goes_on: bool = False) -> Iterator[None]:
+        """Give up a tier that fails inside the block, and go on without it or raise TierError."""
+        try:
+            yield
+        except TierError as error:
+            guard.give_up(error)
+            if not goes_on:
+                raise
+
+    def _welcome_back(self) -> None:
+        """L3 is back, perhaps as another one: whatever L1 and L2 hold was right."""
+        tier = self._authority.tier
+        if tier.notes.get("id") != self._known_id and not tier.notes.get("incomplete"):
+            # A store of somebody else, which decides from now on.
+            with self._changes.lock_reads():
+                self._keep_of_memory_what_was_missed()
+                if self._cache.works:
+                    self._start_cache_anew()
+            self._changes.tell_reset()
+        elif tier.last_version < self._known_version or tier.notes.get("incomplete"):
+            self.fill_up_locked()
+            self._changes.tell_reset()
+        self._known_id = tier.notes.get("id")
+        trusted = self._cache.works and not self._cache.doubted
+        cache_id = self._cache.tier.notes["id"] if trusted else ""
+        if tier.notes.get("cache_id") != cache_id:
+            tier.note(cache_id=cache_id)
+
+    def _start_cache_anew(self) -> None:
+        """Empty L2 and give it another name. Raises TierError."""
+        tier = self._cache.tier
+        if tier.size() or tier.notes.get("alone"):
+            tier.clear()
+            tier.note(id=uuid.uuid4().hex, alone=None, incomplete=None)
+        self._cache.doubted.clear()
+        self._cache.believed = True
+
+    def _keep_of_memory_what_was_missed(self) -> None:
+        for key in self._l1.keys():  # noqa: SIM118 -- no dict
+            if not self._missed.covers(key):
+                self._l1.delete(key)
+
+    # -- filling up
+
+    def refill(self) -> None:
+        """Give L3, which has lost rows, what L1 and L2 still have of them."""
+        with self._changes.lock:
+            if self._authority.is_incomplete:
+                with suppress(TierError):
+                    # Tried again in the next round of maintenance.
+                    self.fill_up_locked()
+                    self._changes.tell_reset()
+
+    def fill_up_locked(self) -> None:
+        """The same, for whoever keeps changes out. Raises TierError."""
+        in_l2 = self._cache.tier.keys() if self._cache.works else []
+        self._fill_up(dict.fromkeys([*self._l1.keys(), *in_l2]))
+        self._authority.tier.note(incomplete=None)
+
+    def _fill_up(self, keys: Iterable[str], since: int = 0) -> list[str]:
+        """Store in L3 what L1 or L2 hold of these keys, where L3 has nothing or something older.
+
+        Of versions from `since` on. The keys of which L3 has something newer, or has missed it. Raises
+        TierError.
+        """
+        tier = self._authority.tier
+        outdated: list[str] = []
+        for batch in _batches(keys):
+            with self._changes.lock_keys(batch):
+                held = tier.versions(batch)
+                writes = []
+                for key in batch:
+                    if self._missed.covers(key):
+                        # It gets what it has missed, which L2 may not have either.
+                        outdated.append(key)
+                        continue
+                    entry = self._in_faster_tiers(key)
+                    if entry is None or entry.version < since:
+                        continue
+                    if entry.version > held.get(key, -1):
+                        writes.append(Write(key, entry, entry.version))
+                    elif entry.version < held[key]:
+                        outdated.append(key)
+                if writes:
+                    kill_point("fill_up.before_batch")
+                    self._changes.drop_evicted(evicted_by(writes, tier.apply(writes)), batch)
+        return outdated
+
+    def _in_faster_tiers(self, key: str) -> CacheEntry | None:
+        entry = self._l1.get(key)
+        if entry is None and self._cache.guard.is_open and key not in self._cache.doubted:
+            worked, entry = self._cache.guard.get(key)
+            if not worked:
+                raise TierError("a tier failed that may hold the entry")
+        return entry
+
+    # -- catching up
+
+    def _catch_up(self) -> bool:
+        """Bring L3 what it has missed; whether nothing failed."""
+        missed, guard = self._missed, self._authority.guard
+        if missed.cleared_at:
+            with self._changes.lock:
+                if not guard.write(guard.tier.clear_before, missed.cleared_at):
+                    return False
+                missed.cleared()
+        for batch in _batches(missed.keys()):
+            with self._changes.lock, self._changes.lock_keys(batch):
+                try:
+                    writes = {key: self._missed_write(key) for key in batch if missed.covers(key)}
+                except TierError:
+                    return False
+                made = {key: write for key, write in writes.items() if write is not None}
+                worked, committed = guard.attempt("write", None, guard.tier.commit, list(made), newest(made))
+                if not worked or committed is None:
+                    return False
+                is_lost = any(
+                    write is None or write.version < missed.version_of(write.key) for write in writes.values()
+                )
+                missed.mark_applied(writes)
+                if is_lost:
+                    self._changes.tell_reset()
+                self._changes.drop_evicted(evicted_by(*committed), batch)
+        with self._changes.lock, suppress(TierError):
+            # What stays is gone through again, which does no harm.
+            missed.finish()
+        self._forget_inherited()
+        uses = missed.take_uses()
+        if uses and not guard.write(guard.tier.note_uses, uses):
+            missed.add_uses(uses)
+            return False
+        return True
+
+    def _missed_write(self, key: str) -> Write | None:
+        return self._write_in_memory(key) or self._missed.write_of(key)
+
+    def _write_in_memory(self, key: str) -> Write | None:
+        """The last missed change of a key, if memory has what it stored."""
+        entry = self._l1.get(key)
+        if entry is None or entry.version != self._missed.version_of(key):
+            return None
+        return Write(key, entry, entry.version)
+
+    def _save_what_is_unsaved(self) -> None:
+        """Write into the journal what stands in memory alone, if that works by now."""
+        for batch in _batches(self._missed.unsaved_keys()):
+            with self._changes.lock, self._changes.lock_keys(batch):
+                writes = {key: self._write_in_memory(key) for key in batch}
+                made = [write for write in writes.values() if write is not None]
+                self._missed.forget_unsaved(key for key, write in writes.items() if write is None)
+                if len(made) < len(writes):
+                    self._changes.tell_reset()
+                with suppress(TierError):
+                    self._missed.append(made)
+
+    def _drop_doubted(self) -> None:
+        for batch in _batches(list(self._cache.doubted)):
+            with self._changes.lock, self._changes.lock_keys(batch):
+                self._cache.drop_doubted(batch)
+        name = self._cache.tier.notes["id"]
+        if self._authority.works and self._authority.tier.notes.get("cache_id") != name:
+            with self._changes.lock:
+                if self._cache.works and not self._cache.doubted:
+                    self._authority.guard.write(self._authority.tier.note, cache_id=name)
+
+    # -- what earlier formats noted
+
+    def _inherit_from_cache(self) -> None:
+        """Take over what L2 of an earlier format has noted that L3 has missed, as a journal of ours."""
+        tier = self._cache.tier
+        marks = _marks_in(tier.notes)
+        if marks is None:
+            return
+        cleared_at = marks.pop(_EVERYTHING, 0)
+        if cleared_at:
+            self._missed.append_clear(cleared_at)
+        for batch in _batches(marks):
+            writes = []
+            for key in batch:
+                entry = tier.get(key)
+                if entry is not None and entry.version >= marks[key]:
+                    writes.append(Write(key, entry, entry.version))
+                else:
+                    writes.append(Write(key, None, marks[key]))
+            self._missed.append(writes)
+        self._missed_version = self._missed.last_version
+        was_alone = tier.notes.get("partner") == _ALONE
+        tier.note(inherited=None, partner=None, alone=1 if was_alone else None)
+
+    def _inherited_by_authority(self) -> dict[str, int]:
+        """What a tier of an earlier format has noted that the other one had missed: it knows better there."""
+        tier = self._authority.tier
+        marks = _marks_in(tier.notes)
+        partner = tier.notes.get("partner")
+        if partner is not None and tier.notes.get("cache_id") is None:
+            is_new = not partner and not tier.size()
+            tier.note(cache_id=None if is_new else "" if partner == _ALONE else partner)
+        if not marks:
+            return {}
+        cleared_at = marks.pop(_EVERYTHING, 0)
+        if cleared_at:
+            marks = {**dict.fromkeys(self._missed.keys(), cleared_at), **marks}
+        return marks
+
+    def _forget_inherited(self) -> None:
+        tier = self._authority.tier
+        if {"inherited", "partner"} & tier.notes.keys() and not self._missed.pending:
+            self._authority.guard.write(tier.note, inherited=None, partner=None)
+
+
+def _marks_in(notes: Mapping[str, object]) -> dict[str, int] | None:
+    text = notes.get("inherited")
+    if not isinstance(text, str):
+        return None
+    with suppress(ValueError):
+        marks = json.loads(text)
+        if isinstance(marks, dict):
+            return {key: version for key, version in marks.items() if isinstance(version, int)}
+    return {}
+
+
+def _batches(keys: Iterable[str]) -> Iterator[list[str]]:
+    remaining = iter(list(keys))
+    while batch := list(islice(remaining, _BATCH)):
+        yield batch

@@ -1,0 +1,1 @@
+"""What the cache counts, and snapshots of it."""

@@ -1,0 +1,1 @@
+"""What everything else stands on: locks, group commit, files, kill points."""

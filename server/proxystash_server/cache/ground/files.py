@@ -1,0 +1,47 @@
+"""Directories and small files whose names and contents last."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from proxystash_server.cache.ground.killpoints import kill_point
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_directory(path: Path, *, sync: bool) -> None:
+    """Make a directory and what is missing above it, each name durable if `sync`."""
+    if path.is_dir():
+        return
+    make_directory(path.parent, sync=sync)
+    path.mkdir(exist_ok=True)
+    if sync:
+        sync_directory(path.parent)
+
+
+def replace_file(path: Path, content: bytes, *, sync: bool) -> None:
+    """Write a whole small file so that a reader finds the old or the new one, never a part."""
+    temporary = path.with_name(path.name + ".new")
+    try:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(content)
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+    except OSError:
+        # A copy that found no room must not leave less of it.
+        temporary.unlink(missing_ok=True)
+        raise
+    kill_point("replace.before_rename")
+    temporary.rename(path)
+    kill_point("replace.after_rename")
+    if sync:
+        sync_directory(path.parent)

@@ -1,0 +1,1 @@
+"""Tools for a store that nobody has open: check, repair, rotation of its key."""

@@ -1,0 +1,1 @@
+"""The backend in append-only JSON Lines files."""

@@ -1,0 +1,468 @@
+"""A SQLite file with one writer and many readers, opened.
+
+Versioned and set aside when it is beyond reading.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from proxystash_server.cache.config import Durability
+from proxystash_server.cache.errors import StoreFormatError, TierError, TierLostError
+from proxystash_server.cache.ground.files import make_directory
+from proxystash_server.cache.ground.killpoints import kill_point
+from proxystash_server.cache.tiers.sqlite.files import (
+    companions,
+    keep_log_from_another_file,
+    set_aside_and_replace,
+)
+from proxystash_server.cache.tiers.sqlite.format import (
+    APPLICATION_ID,
+    FORMAT_VERSION,
+    PAGE_BYTES,
+    SCHEMA,
+    upgrade,
+)
+from proxystash_server.cache.tiers.sqlite.salvage import salvage
+
+Result = TypeVar("Result")
+
+# How long a writer waits for another process before the tier counts as failing.
+_BUSY_TIMEOUT_SECONDS = 1.0
+# Holds what a transaction of 1,000 entries changes among a million, and the upper levels of the indexes.
+_WRITER_CACHE_BYTES = 16 * 1024 * 1024
+# From here on, `checkpoint` has work to do. A longer log means fewer copies of the same page and fewer syncs,
+# and a little more for readers to look through.
+_LOG_LIMIT_BYTES = 16 * 1024 * 1024
+# From here on, it is done by writers if nobody else does, or if whoever does cannot keep up.
+_LOG_BACKSTOP_BYTES = 128 * 1024 * 1024
+# How often a checkpoint goes after what was written during the one before, and how little is left to the last
+# one, for which writers wait.
+_CHECKPOINT_ROUNDS = 4
+_FEW_PAGES = 500
+
+_DAMAGE = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    # The low byte is the primary result code.
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE:
+        return True
+    # Every table and column we ask for is in a schema that is sound.
+    return str(error).startswith(("no such table", "no such column"))
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raise the faults of SQLite and of the file system as TierError."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise _tier_error(error) from error
+
+
+def _tier_error(error: sqlite3.Error | OSError) -> TierError:
+    lost = isinstance(error, sqlite3.Error) and _is_damage(error)
+    return (TierLostError if lost else TierError)(f"{type(error).__name__}: {error}")
+
+
+class _Reader:
+    """A connection for reading, used by one thread at a time.
+
+    `commits` is how many there were when it was last asked for a single row; `stays` says whether it is still
+    in the transaction of then.
+    """
+
+    __slots__ = ("commits", "connection", "generation", "stays")
+
+    def __init__(self, connection: sqlite3.Connection, generation: int) -> None:
+        self.connection = connection
+        self.generation = generation
+        self.commits = -1
+        self.stays = False
+
+    def leave(self) -> None:
+        """End the transaction, if it stays in one."""
+        if self.stays:
+            self.connection.execute("COMMIT")
+            self.stays = False
+
+
+class _Borrowed:
+    """A connection for reading, borrowed for a `with` block."""
+
+    __slots__ = ("_database", "_reader")
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def __enter__(self) -> sqlite3.Connection:
+        self._reader = self._database.lend()
+        try:
+            self._reader.leave()
+        except BaseException as error:
+            self._database.give_up(self._reader, error)
+            raise
+        return self._reader.connection
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._database.take_back(self._reader)
+        else:
+            self._database.give_up(self._reader, error)
+
+
+class Database:
+    """The connections to one SQLite file in WAL mode.
+
+    Reads borrow a connection from a pool, so that no reader waits for another or for the writer. Writes are
+    functions of the one writing connection, each a transaction. With `durability = process` a commit is in
+    the kernel's hands when it returns; with `full` it is synced. `before_commit` adds to every transaction;
+    `after_commit` learns whether it was committed, before the next begins.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        durability: Durability,
+        *,
+        before_commit: Callable[[sqlite3.Connection], None],
+        after_commit: Callable[[bool], None],
+        salvaged_columns: str,
+    ) -> None:
+        self.path = path
+        self._before_commit = before_commit
+        self._after_commit = after_commit
+        self._salvaged_columns = salvaged_columns
+        self._durability = durability
+        self._writer: sqlite3.Connection | None = None
+        self._readers: deque[_Reader] = deque()
+        self._generation = 0
+        # Changes with every commit, before it is acknowledged, and when all are to leave their transactions.
+        self._commit_count = 0
+        self._may_stay = True
+        self._some_stay = False
+        self._inode = 0
+        self._damaged = False
+        # Held for each transaction; readers never take it.
+        self._lock = threading.Lock()
+
+    def open(self) -> int | None:
+        """Connect, creating the file or its directory if need be.
+
+        A damaged file is replaced by what could be saved of it and set aside; then the result is how many
+        entries that were. Raises TierError if it cannot be done now, StoreFormatError if the file is not ours
+        or too new.
+        """
+        self.close()
+        with translated():
+            make_directory(self.path.parent, sync=self._durability is Durability.FULL)
+            saved = self.rebuild() if self._damaged else None
+            try:
+                self._connect()
+            except sqlite3.DatabaseError as error:
+                if not _is_damage(error):
+                    raise
+                saved = self.rebuild()
+                self._connect()
+        return saved
+
+    def close(self) -> None:
+        """Close every connection; idempotent. Borrowed readers are closed when they come back."""
+        with self._lock:
+            self._generation += 1
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+        while self._readers:
+            self._readers.popleft().connection.close()
+        with suppress(OSError):
+            # What cannot be looked at now is looked at when it is opened again, which closes first.
+            if self._inode:
+                keep_log_from_another_file(self.path, self._inode)
+            self._inode = 0
+
+    def write(self, change: Callable[[sqlite3.Connection], Result]) -> Result:
+        """Run `change` inside a transaction and return its result once that is committed.
+
+        Raises TierError.
+        """
+        with self._lock:
+            return self._commit(change)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a transaction is under way."""
+        return self._lock.locked()
+
+    def reader(self) -> AbstractContextManager[sqlite3.Connection]:
+        """A connection for reading, which sees everything committed before; raises TierError."""
+        return _Borrowed(self)
+
+    def lend(self) -> _Reader:
+        """A connection to read with, to be taken back or given up; raises TierError."""
+        if self._writer is None:
+            raise TierError("the database is closed")
+        generation = self._generation
+        while True:
+            try:
+                reader = self._readers.pop()
+            except IndexError:
+                with translated():
+                    return _Reader(self._new_connection(self.path), generation)
+            if reader.generation == generation:
+                return reader
+            # It came back in the moment in which the database was closed.
+            reader.connection.close()
+
+    def take_back(self, reader: _Reader) -> None:
+        """Keep a lent connection for the next reader, unless the database was closed meanwhile."""
+        if reader.generation == self._generation:
+            self._readers.append(reader)
+            if reader.stays:
+                # Afterwards, or the writer that ends it might not know.
+                self._some_stay = True
+        else:
+            reader.connection.close()
+
+    def give_up(self, reader: _Reader, error: BaseException) -> None:
+        """Close a lent connection that failed; raises a fault of SQLite or the file system as TierError."""
+        reader.connection.close()
+        if isinstance(error, sqlite3.Error | OSError):
+            self.note_damage(error)
+            raise _tier_error(error) from error
+
+    def read_one(self, query: str, key: str) -> tuple[Any, ...] | None:
+        """The first row of a query about a key, which sees everything committed before; raises TierError.
+
+        A transaction costs SQLite two locks, as much as the rest of such a query. So the second query since a
+        commit begins one, and those that follow stay in it. The next commit makes it a thing of the past:
+        whoever uses the connection after it leaves the transaction first, and the writer has the idle ones
+        leave, since the log cannot start over behind them.
+        """
+        reader = self.lend()
+        try:
+            commits = self._commit_count
+            if reader.commits != commits:
+                reader.leave()
+                reader.commits = commits
+            elif not reader.stays and self._may_stay:
+                reader.connection.execute("BEGIN")
+                reader.stays = True
+            row: tuple[Any, ...] | None = reader.connection.execute(query, (key,)).fetchone()
+        except BaseException as error:
+            self.give_up(reader, error)
+            raise
+        self.take_back(reader)
+        return row
+
+    def note_damage(self, error: Exception) -> None:
+        """Remember that the file is damaged, if that is what `error` says."""
+        self._damaged = self._damaged or (isinstance(error, sqlite3.Error) and _is_damage(error))
+
+    def checkpoint(self) -> None:
+        """Copy the log into the file and let it start over, if it has become long. Raises TierError.
+
+        Nobody waits while most of it is copied, and writers only while the little follows that they wrote
+        meanwhile.
+        """
+        if not self._log_is_long():
+            self._may_stay = True
+            return
+        with self._lock:
+            # Readers that stay would keep part of the log from being copied, and it from starting over.
+            self._may_stay = False
+            self._commit_count += 1
+            self._end_idle_transactions()
+        with self.reader() as connection:
+            before = 0
+            for _ in range(_CHECKPOINT_ROUNDS):
+                length, _ = _checkpoint(connection)
+                if length - before < _FEW_PAGES:
+                    break
+                before = length
+            with self._lock:
+                length, copied = _checkpoint(connection)
+        # Who comes now needs nothing from a log that was copied whole, and is in nobody's way.
+        self._may_stay = length == copied
+
+    def _log_is_long(self) -> bool:
+        # With the journal size limit, the first commit after a whole checkpoint cuts the file off there.
+        try:
+            return companions(self.path)[0].stat().st_size > _LOG_LIMIT_BYTES
+        except OSError:
+            return False
+
+    def read_meta_offline(self, name: str) -> object:
+        """One value of the meta table of a file that is not open, changing nothing; None if there is none."""
+        with translated():
+            if not self.path.exists():
+                return None
+            log, shared = companions(self.path)
+            has_log = log.exists() and log.stat().st_size > 0
+            # Without a log, SQLite is told that nothing can change, or it would make one.
+            uri = f"{self.path.absolute().as_uri()}?mode=ro{'' if has_log else '&immutable=1'}"
+            had_shared = shared.exists()
+            connection = sqlite3.connect(uri, uri=True)
+            try:
+                row = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+            finally:
+                connection.close()
+                if not had_shared:
+                    shared.unlink(missing_ok=True)
+        return row[0] if row else None
+
+    def _connect(self) -> None:
+        self._writer = self._open_or_create(self.path)
+        self._inode = self.path.stat().st_ino
+
+    def _open_or_create(self, path: Path) -> sqlite3.Connection:
+        if not path.exists():
+            # SQLite would create it readable for everyone.
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+        writer = self._new_connection(path)
+        try:
+            application_id = writer.execute("PRAGMA application_id").fetchone()[0]
+            version = writer.execute("PRAGMA user_version").fetchone()[0]
+            tables = writer.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+            if tables and application_id != APPLICATION_ID:
+                raise StoreFormatError(
+                    f"{self.path} is a SQLite database, but not one of proxystash; move it away"
+                )
+            if version > FORMAT_VERSION:
+                raise StoreFormatError(
+                    f"{self.path} has format {version}; this release reads up to {FORMAT_VERSION}. "
+                    "Use a newer release"
+                )
+            writer.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+            writer.execute("PRAGMA journal_mode = WAL")
+            writer.execute(f"PRAGMA journal_size_limit = {_LOG_LIMIT_BYTES}")
+            page_bytes = writer.execute("PRAGMA page_size").fetchone()[0]
+            writer.execute(f"PRAGMA wal_autocheckpoint = {_LOG_BACKSTOP_BYTES // page_bytes}")
+            writer.execute(f"PRAGMA cache_size = {-_WRITER_CACHE_BYTES // 1024}")
+            # Some builds of SQLite overwrite every page that a Clear frees, through the log.
+            writer.execute("PRAGMA secure_delete = FAST")
+            if not tables:
+                writer.executescript(
+                    f"BEGIN; {SCHEMA}"
+                    f"INSERT INTO meta VALUES ('id', '{uuid.uuid4().hex}'), ('incomplete', 1);"
+                    "INSERT INTO meta VALUES ('entries', 0), ('last_version', 0);"
+                    f"PRAGMA application_id = {APPLICATION_ID};"
+                    f"PRAGMA user_version = {FORMAT_VERSION}; COMMIT;"
+                )
+            elif version < FORMAT_VERSION:
+                upgrade(self.path, writer, version)
+        except BaseException:
+            writer.close()
+            raise
+        return writer
+
+    def _new_connection(self, path: Path) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            path,
+            timeout=_BUSY_TIMEOUT_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=128,
+        )
+        # Text that is none must not fail a whole query: it fails its row's checksum instead.
+        connection.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
+        connection.execute(
+            f"PRAGMA synchronous = {'FULL' if self._durability is Durability.FULL else 'NORMAL'}"
+        )
+        return connection
+
+    def _commit(self, change: Callable[[sqlite3.Connection], Result]) -> Result:
+        writer = self._writer
+        if writer is None:
+            raise TierError("the database is closed")
+        kill_point("sqlite.before_begin")
+        try:
+            self._end_idle_transactions()
+            writer.execute("BEGIN IMMEDIATE")
+            try:
+                result = change(writer)
+                self._before_commit(writer)
+                kill_point("sqlite.before_commit")
+                writer.execute("COMMIT")
+            except BaseException as error:
+                if isinstance(error, Exception):
+                    self.note_damage(error)
+                self._after_commit(False)
+                if writer.in_transaction:
+                    writer.execute("ROLLBACK")
+                raise
+            finally:
+                self._commit_count += 1
+            kill_point("sqlite.after_commit")
+            self._after_commit(True)
+            # Writes into a file that was deleted or replaced succeed, and are lost.
+            in_place = self._is_in_place()
+        except (sqlite3.Error, OSError) as error:
+            raise _tier_error(error) from error
+        if not in_place:
+            raise TierLostError(f"{self.path} was removed or replaced by another file")
+        return result
+
+    def _end_idle_transactions(self) -> None:
+        if not self._some_stay:
+            return
+        self._some_stay = False
+        for _ in range(len(self._readers)):
+            try:
+                reader = self._readers.popleft()
+            except IndexError:
+                return
+            try:
+                reader.leave()
+            except sqlite3.Error:
+                reader.connection.close()
+            else:
+                self.take_back(reader)
+
+    def _is_in_place(self) -> bool:
+        try:
+            return os.stat(self.path).st_ino == self._inode  # noqa: PTH116 -- half of what Path.stat costs
+        except FileNotFoundError:
+            return False
+
+    def rebuild(self) -> int:
+        """Set the file aside and put what can be saved of it in its place; how many entries that are."""
+        self.close()
+        salvaged = self.path.with_name(self.path.name + ".salvaged")
+        for leftover in (salvaged, *companions(salvaged)):
+            leftover.unlink(missing_ok=True)
+        connection = self._open_or_create(salvaged)
+        try:
+            entries = salvage(self.path, connection, self._salvaged_columns)
+            # Leaves everything in the one file that is then renamed.
+            connection.execute("PRAGMA journal_mode = DELETE")
+        except (OSError, sqlite3.Error):
+            connection.close()
+            salvaged.unlink(missing_ok=True)
+            raise
+        finally:
+            connection.close()
+        set_aside_and_replace(self.path, salvaged)
+        self._damaged = False
+        return entries
+
+
+def _checkpoint(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Copy of the log into the file what its readers allow, waiting for nobody.
+
+    The pages in the log, and how many of them have been copied by now.
+    """
+    _, length, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    return length, copied

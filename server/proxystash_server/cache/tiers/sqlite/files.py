@@ -1,0 +1,46 @@
+"""A SQLite database as files: its log beside it, and what becomes of them when it is replaced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from proxystash_server.cache.ground.killpoints import kill_point
+
+
+def companions(path: Path) -> tuple[Path, Path]:
+    """The log of a database and the memory that its connections share, whether they exist or not."""
+    return path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")
+
+
+def keep_log_from_another_file(path: Path, inode: int) -> None:
+    """Take away the log of a database that was replaced while it was open; it is not the new file's.
+
+    `inode` is that of the file it belongs to. Raises OSError.
+    """
+    if path.exists() and path.stat().st_ino != inode:
+        _move_log(path, _unused(path, "replaced"))
+
+
+def set_aside_and_replace(path: Path, replacement: Path) -> None:
+    """Keep a damaged database under another name, and put a whole one in its place. Raises OSError."""
+    target = _unused(path, "damaged")
+    _move_log(path, target)
+    kill_point("salvage.before_replace")
+    target.hardlink_to(path)
+    replacement.replace(path)
+
+
+def _move_log(path: Path, target: Path) -> None:
+    # Beside another database than its own, SQLite would apply it to that.
+    for companion, aside in zip(companions(path), companions(target), strict=True):
+        if companion.exists():
+            companion.rename(aside)
+
+
+def _unused(path: Path, word: str) -> Path:
+    number = 1
+    while True:
+        candidate = path.with_name(f"{path.name}.{word}-{number}")
+        if not any(file.exists() for file in (candidate, *companions(candidate))):
+            return candidate
+        number += 1

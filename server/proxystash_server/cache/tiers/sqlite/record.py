@@ -1,0 +1,62 @@
+"""The rows of the SQLite tier: entries to rows and back, and the checksum over what a put stored."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+from proxystash_server.cache.entry.credentials import CredentialEncryptor
+from proxystash_server.cache.entry.entry import CacheEntry, entry_of_content
+from proxystash_server.cache.entry.limits import MAX_USE
+from proxystash_server.cache.entry.plain import (
+    STORED_NAMES,
+    CorruptRecordError,
+    column_values,
+    content_of_columns,
+)
+
+CONTENT_LENGTH = len(STORED_NAMES)
+# What makes an entry: the content, covered by the checksum, and the access facts, which change without it.
+COLUMNS = f"{', '.join(STORED_NAMES)}, checksum, access_count, last_accessed, evicted_from_l1"
+
+Row = tuple[Any, ...]
+
+
+def write_row(entry: CacheEntry, encryptor: CredentialEncryptor, recency: int) -> Row:
+    """An entry as the values of COLUMNS, then `scheme` and `recency`."""
+    stored = entry.content
+    content = column_values(stored, encryptor)
+    return (
+        *content,
+        checksum(content),
+        entry.access_count,
+        entry.last_accessed_us,
+        int(entry.evicted_from_l1),
+        scheme_of(stored.proxy_url),
+        recency,
+    )
+
+
+def read_row(row: Row, encryptor: CredentialEncryptor) -> CacheEntry:
+    """The entry of the values of COLUMNS; raises CorruptRecordError, UnreadableCredentialsError."""
+    content = row[:CONTENT_LENGTH]
+    if checksum(content) != row[CONTENT_LENGTH]:
+        raise CorruptRecordError("the row does not match its checksum")
+    access_count, last_accessed_us, evicted_from_l1 = use = row[CONTENT_LENGTH + 1 : CONTENT_LENGTH + 4]
+    # The checksum leaves out what changes without a put.
+    for value in use:
+        if not isinstance(value, int) or not 0 <= value <= MAX_USE:
+            raise CorruptRecordError("what it says of its uses is damaged")
+    return entry_of_content(
+        content_of_columns(content, encryptor), access_count, last_accessed_us, bool(evicted_from_l1)
+    )
+
+
+def checksum(content: Row) -> int:
+    """The CRC-32 of the part of a row that a put stored: the first CONTENT_LENGTH of COLUMNS."""
+    return zlib.crc32(repr(content).encode("utf-8", "surrogatepass"))
+
+
+def scheme_of(proxy_url: str) -> str:
+    """What stands in the column `scheme`, by which listings are filtered."""
+    return proxy_url.partition("://")[0]

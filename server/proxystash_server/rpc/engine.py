@@ -1,0 +1,75 @@
+"""What the gRPC edge needs of whatever stands behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from proxystash_server.cache import (
+    CacheEntry,
+    CacheStatistics,
+    CacheTierType,
+    EntryFilter,
+    HealthMonitoring,
+    HealthStatus,
+    Invalidation,
+    Lookup,
+    Lookups,
+    Page,
+)
+
+
+class Engine(Protocol):
+    """A cache of proxies as the services see it; CacheManager is one. Thread-safe.
+
+    Methods raise InvalidEntryError for what breaks a limit, CacheUnavailableError where nobody can answer
+    now, and CacheClosedError after the end.
+    """
+
+    @property
+    def failure_threshold(self) -> int:
+        """The failure at which an entry is evicted."""
+
+    def new_entry(
+        self,
+        proxy_url: str,
+        *,
+        key: str = "",
+        username: str | None = None,
+        password: str | None = None,
+        source: str = "",
+        fetch_time_us: int | None = None,
+        ttl_us: int | None = None,
+        health_status: HealthStatus = HealthStatus.UNKNOWN,
+        failure_count: int = 0,
+        health_monitoring: HealthMonitoring | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> CacheEntry:
+        """An entry with what is missing filled in; stores nothing."""
+
+    def lookup(self, key: str) -> Lookup:
+        """The entry of a key after this use, and the tier that held it."""
+
+    def lookup_many(self, keys: Sequence[str]) -> Lookups:
+        """A lookup of each key, in order."""
+
+    def scan_entries(self, after: str, limit: int, entry_filter: EntryFilter) -> Page:
+        """Live entries that match, by key, as many as are found quickly, and where to go on. Not a use."""
+
+    def put(self, key: str, entry: CacheEntry) -> tuple[CacheTierType, ...]:
+        """Store an entry: the tiers that hold it now, none if no tier could take it."""
+
+    def put_many(self, entries: Sequence[CacheEntry]) -> Sequence[tuple[CacheTierType, ...]]:
+        """Store entries under their own keys, each answered like a put."""
+
+    def delete(self, key: str) -> bool:
+        """Remove an entry; whether it was held."""
+
+    def clear(self) -> int:
+        """Remove every entry; how many there were."""
+
+    def invalidate_by_health(self, key: str) -> Invalidation:
+        """Record one failure."""
+
+    def get_statistics(self) -> CacheStatistics:
+        """A snapshot of the statistics."""
