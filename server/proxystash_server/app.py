@@ -12,7 +12,6 @@ from typing import Final, Self
 
 import structlog
 
-from proxystash.models import TierState
 from proxystash_server import __version__
 from proxystash_server.cache import (
     CacheConfig,
@@ -21,6 +20,7 @@ from proxystash_server.cache import (
     Durability,
     L2BackendType,
     StoreError,
+    TierState,
     TierStatistics,
 )
 from proxystash_server.data_directory import DataDirectory, DataDirectoryError

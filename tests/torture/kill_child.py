@@ -15,12 +15,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from proxystash_server.cache import CacheConfig, CacheManager, CacheTierConfig, L2BackendType
+from proxystash_server.cache import CacheConfig, CacheManager, CacheTierConfig, CacheTierType, L2BackendType
 from proxystash_server.cache.stopped.check import check_store
 from proxystash_server.cache.stopped.rotation import rotate_key
+from tests.torture.faults import Faults
 from tests.torture.stores import (
     FakeMonotonic,
     LibraryDriver,
+    RefusedError,
     disagreements,
     eager_compaction,
     is_complete,
@@ -40,12 +42,18 @@ _WEIGHTS: Final = {
     "clear": 1,
     "maintain": 12,
     "reopen": 2,
+    "outage": 3,
 }
+# Longer than any pause between probes.
+_PAUSE: Final = 61
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the process is to do. Tags of what it puts begin with `name`, which no other process has."""
+    """What the process is to do. Tags of what it puts begin with `name`, which no other process has.
+
+    L3 fails for a while now and then, and from the start if `l3_is_away`.
+    """
 
     directory: str
     l2_backend: str
@@ -55,6 +63,7 @@ class Job:
     l2_max_entries: int | None
     changes_only: bool = False
     rotates_key: bool = False
+    l3_is_away: bool = False
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -64,64 +73,96 @@ def _tell(message: dict[str, Any]) -> None:
     os.write(1, json.dumps(message).encode() + b"\n")
 
 
-def _open(config: CacheConfig) -> CacheManager:
-    return CacheManager(config, background=False, monotonic=FakeMonotonic())
+class _Worker:
+    """The cache in this process, and what is done to it."""
+
+    def __init__(self, config: CacheConfig, faults: Faults) -> None:
+        self._config = config
+        self._faults = faults
+        self._monotonic = FakeMonotonic()
+        self.open()
+
+    def open(self) -> None:
+        self.manager = CacheManager(self._config, background=False, monotonic=self._monotonic)
+        self.driver = LibraryDriver(self.manager)
+
+    def tell_what_is_found(self, check: list[str]) -> None:
+        # Twice: what the start could not bring up to date at once, the first round does.
+        self.manager.maintain()
+        _tell(
+            {
+                "check": check,
+                "away": self._faults.any,
+                "disagreements": disagreements(self.manager),
+                "complete": is_complete(self.manager),
+                "listed": self.driver.list(),
+                "got": dict(zip(KEYS, self.driver.get(KEYS), strict=True)),
+            }
+        )
+
+    def do(self, kind: str, keys: list[str], tag: str) -> Any:
+        """One operation; what it answered."""
+        match kind:
+            case "put" | "put_many":
+                return self.driver.put(keys, tag, ttl_seconds=TTL_SECONDS)
+            case "delete":
+                return self.driver.delete(keys[0])
+            case "invalidate":
+                return self.driver.invalidate(keys[0])
+            case "get":
+                return self.driver.get(keys)
+            case "list":
+                return self.driver.list()
+            case "clear":
+                return self.driver.clear()
+            case "maintain":
+                return self.manager.maintain()
+            case "reopen":
+                self.manager.close()
+                return self.open()
+            case "leave":
+                return self._faults.take_down(CacheTierType.L3)
+            case _:
+                self._faults.heal()
+                self._monotonic.seconds += _PAUSE
+                self.manager.maintain()
+                return is_complete(self.manager)
+
+    def work(self, job: Job) -> None:
+        chance = random.Random(job.seed)
+        weights = {**_WEIGHTS, **({"delete": 0, "invalidate": 0, "clear": 0} if job.changes_only else {})}
+        kinds = chance.choices(list(weights), list(weights.values()), k=job.operations)
+        for number, kind in enumerate(kinds):
+            keys = chance.sample(KEYS, 4) if kind == "put_many" else [chance.choice(KEYS)]
+            tag = f"{job.name}-{number}"
+            if kind == "outage":
+                kind = "return" if self._faults.any else "leave"
+            _tell({"begin": kind, "keys": keys, "tag": tag})
+            try:
+                _tell({"acknowledged": self.do(kind, keys, tag)})
+            except RefusedError:
+                _tell({"refused": kind})
+        self.manager.close()
 
 
-def work(job: Job) -> None:
+def work(job: Job, faults: Faults) -> None:
     """Check the store, give it a new key if asked to, open it, tell what is in it, and change it."""
     config = make_config(
         Path(job.directory), L2BackendType(job.l2_backend), l2=CacheTierConfig(max_entries=job.l2_max_entries)
     )
-    faults = []
+    check = []
     if config.l3_database_path.exists():
-        faults = [f"{fault.kind}: {fault.message}" for fault in check_store(config).faults]
+        check = [f"{fault.kind}: {fault.message}" for fault in check_store(config).faults]
     if job.rotates_key:
         rotate_key(config)
-    manager = _open(config)
-    # Twice: what the start could not bring up to date at once, the first round does.
-    manager.maintain()
-    driver = LibraryDriver(manager)
-    _tell(
-        {
-            "check": faults,
-            "disagreements": disagreements(manager),
-            "complete": is_complete(manager),
-            "listed": driver.list(),
-            "got": dict(zip(KEYS, driver.get(KEYS), strict=True)),
-        }
-    )
-    chance = random.Random(job.seed)
-    weights = {**_WEIGHTS, **({"delete": 0, "invalidate": 0, "clear": 0} if job.changes_only else {})}
-    kinds = chance.choices(list(weights), list(weights.values()), k=job.operations)
-    for number, kind in enumerate(kinds):
-        keys = chance.sample(KEYS, 4) if kind == "put_many" else [chance.choice(KEYS)]
-        tag = f"{job.name}-{number}"
-        _tell({"begin": kind, "keys": keys, "tag": tag})
-        answer: Any = None
-        match kind:
-            case "put" | "put_many":
-                answer = driver.put(keys, tag, ttl_seconds=TTL_SECONDS)
-            case "delete":
-                answer = driver.delete(keys[0])
-            case "invalidate":
-                answer = driver.invalidate(keys[0])
-            case "get":
-                answer = driver.get(keys)
-            case "list":
-                answer = driver.list()
-            case "clear":
-                answer = driver.clear()
-            case "maintain":
-                manager.maintain()
-            case "reopen":
-                manager.close()
-                manager = _open(config)
-                driver = LibraryDriver(manager)
-        _tell({"acknowledged": answer})
-    manager.close()
+    if job.l3_is_away:
+        faults.take_down(CacheTierType.L3)
+    worker = _Worker(config, faults)
+    worker.tell_what_is_found(check)
+    worker.work(job)
 
 
 if __name__ == "__main__":
-    with eager_compaction():
-        work(Job(**json.loads(sys.argv[1])))
+    faults_of_l3 = Faults()
+    with eager_compaction(), faults_of_l3.installed():
+        work(Job(**json.loads(sys.argv[1])), faults_of_l3)

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from tests.torture.stores import BACKENDS, temporary_directory
 from tests.torture.tally import BreachError, Tally
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-_REACH: Final = re.compile(r"""\breach\(\s*(["'])(.+?)\1""")
+_KILL_POINT: Final = re.compile(r"""\bkill_point\(\s*(["'])(.+?)\1""")
 _OPERATIONS: Final = 600
 _THRESHOLD: Final = 3
 _SECONDS_FOR_ONE: Final = 120
@@ -40,8 +41,8 @@ def find_points() -> dict[str, frozenset[L2BackendType]]:
     for path in sorted(Path(root).rglob("*.py")):
         backends = frozenset({L2BackendType.JSONL} if path.parent.name == "jsonl" else BACKENDS)
         source = path.read_text()
-        names = list(_REACH.finditer(source))
-        assert path.name == "killpoints.py" or len(names) == source.count("reach("), (
+        names = list(_KILL_POINT.finditer(source))
+        assert path.name == "killpoints.py" or len(names) == source.count("kill_point("), (
             f"{path}: a name is hidden"
         )
         for match in names:
@@ -60,6 +61,9 @@ class Store:
     l2_max_entries: int | None = 8
     model: Model = field(default_factory=lambda: Model(KEYS, threshold=_THRESHOLD))
     runs: int = 0
+    # Whether L3 was away when the last process ended, and the keys that were changed since it went.
+    l3_is_away: bool = False
+    missed: set[str] = field(default_factory=set)
     # Whether the check must find no fault; not so after damage that was done on purpose.
     sound: bool = True
 
@@ -70,6 +74,7 @@ class Store:
         operations: int = _OPERATIONS,
         changes_only: bool = False,
         rotates_key: bool = False,
+        l3_is_away: bool = False,
     ) -> bool:
         """Have a new process check the store and work on it; whether it was killed where it should be.
 
@@ -85,6 +90,7 @@ class Store:
             self.l2_max_entries,
             changes_only,
             rotates_key,
+            l3_is_away,
         )
         environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
         process = subprocess.run(
@@ -117,44 +123,79 @@ class Store:
                 self._compare(message)
             elif "begin" in message:
                 begun = message
+                if begun["begin"] == "return":
+                    # From now on, who has what is not known before it has returned.
+                    self.missed.clear()
             else:
                 assert begun is not None, "an acknowledgement of nothing"
                 self.tally.add("operations", len(begun["keys"]))
-                self._acknowledged(begun, message["acknowledged"])
+                if "refused" in message:
+                    assert self.l3_is_away, f"{message['refused']} was refused, although nothing is wrong"
+                else:
+                    self._acknowledged(begun, message["acknowledged"])
                 begun = None
         if begun is not None:
             self._in_flight(begun)
 
     def _compare(self, found: dict[str, Any]) -> None:
+        if not self.l3_is_away or not found["away"]:
+            self.missed.clear()
+        self.l3_is_away = found["away"]
         for key in KEYS:
-            self.model.read(key, _seen(found["got"][key]), 0, how="a get in the next process")
-            self.model.read(key, _seen(found["listed"].get(key)), 0, how="a list in the next process")
+            self._read(key, found["got"][key], "a get in the next process")
+            self._read(key, found["listed"].get(key), "a list in the next process")
         assert not found["check"] or not self.sound, f"the check finds faults: {found['check']}"
         assert not found["disagreements"], f"the tiers disagree: {found['disagreements']}"
-        assert found["complete"], "a tier is degraded, or has missed something, without any fault"
+        assert found["complete"] or self.l3_is_away, "a tier is degraded, or has missed something"
+
+    def _is_known(self, key: str) -> bool:
+        """Whether L3, or the journal, can be asked."""
+        return not self.l3_is_away or key in self.missed
+
+    def _read(self, key: str, told: list[Any] | None, how: str) -> None:
+        self.model.read(key, _seen(told), 0, lenient=not self._is_known(key), how=how)
 
     def _acknowledged(self, begun: dict[str, Any], answer: Any) -> None:
         kind, keys = begun["begin"], begun["keys"]
+        key = keys[0]
+        is_exact = self._is_known(key) and not self.model.in_doubt(key)
         match kind:
             case "put" | "put_many":
-                assert all({"l3"} <= set(tiers) for tiers in answer), f"a put was stored in {answer}"
-                for key in keys:
-                    self.model.put(key, State(begun["tag"]), 0)
+                assert all(tiers and ("l3" in tiers or self.l3_is_away) for tiers in answer), (
+                    f"a put was stored in {answer}"
+                )
+                for one in keys:
+                    self.model.put(one, State(begun["tag"]), 0)
+                    if not self._is_known(one):
+                        self.model.put_blindly(one, State(begun["tag"]))
+                self.missed.update(keys)
             case "delete":
-                expected = self.model.known(keys[0], 0) is not None
-                assert answer == expected, f"delete of {keys[0]!r} told {answer}"
-                self.model.delete(keys[0])
+                expected = self.model.possible[key] != {None}
+                assert answer == expected or not is_exact, f"delete of {key!r} told {answer}"
+                self.model.delete(key)
+                self.missed.add(key)
             case "invalidate":
-                self.model.invalidate(keys[0], Invalidated(*answer), 0)
+                done = Invalidated(*answer)
+                self.model.invalidate(key, done, 0, lenient=not self._is_known(key))
+                if done.found:
+                    self.missed.add(key)
             case "get":
-                self.model.read(keys[0], _seen(answer[0]), 0, how="a get")
+                self._read(key, answer[0], "a get")
             case "list":
-                for key in KEYS:
-                    self.model.read(key, _seen(answer.get(key)), 0, how="a list")
+                for one in KEYS:
+                    self._read(one, answer.get(one), "a list")
             case "clear":
-                expected_count = sum(self.model.known(key, 0) is not None for key in KEYS)
-                assert answer == expected_count, f"clear told {answer}, and there were {expected_count}"
+                if not self.l3_is_away:
+                    count = sum(self.model.known(one, 0) is not None for one in KEYS)
+                    assert answer == count, f"clear told {answer}, and there were {count}"
                 self.model.clear()
+                self.missed.update(KEYS)
+            case "leave":
+                self.l3_is_away = True
+                self.missed.clear()
+            case "return":
+                assert answer, "L3 has not caught up"
+                self.l3_is_away = False
 
     def _in_flight(self, begun: dict[str, Any]) -> None:
         kind, keys = begun["begin"], begun["keys"]
@@ -162,6 +203,8 @@ class Store:
             case "put" | "put_many":
                 for key in keys:
                     self.model.put(key, State(begun["tag"]), 0, certain=False)
+                    if not self._is_known(key):
+                        self.model.put_blindly(key, State(begun["tag"]))
             case "delete":
                 self.model.delete(keys[0], certain=False)
             case "invalidate":
@@ -178,7 +221,13 @@ def _seen(told: list[Any] | None) -> Seen | None:
 
 
 def _while_working(store: Store, kill_at: str) -> bool:
-    return store.run(kill_at=kill_at)
+    return store.run(kill_at=kill_at, l3_is_away=store.random.random() < 0.3)
+
+
+def _after_a_kill(store: Store, kill_at: str) -> bool:
+    """L2 is not believed at the start."""
+    store.run(kill_at=f"sqlite.after_commit:{store.random.randint(1, 20)}")
+    return store.run(kill_at=kill_at, operations=20)
 
 
 def _at_first_start(store: Store, kill_at: str) -> bool:
@@ -191,17 +240,30 @@ def _at_first_start(store: Store, kill_at: str) -> bool:
 
 def _after_damage(store: Store, kill_at: str) -> bool:
     """L3's file has lost its first page; L2 holds everything, so that nothing may be lost."""
-    with temporary_directory() as directory:
-        damaged = Store(directory, store.l2_backend, store.tally, store.random, l2_max_entries=None)
-        damaged.run(operations=60, changes_only=True)
-        with (directory / "l3" / "proxystash.db").open("r+b") as file:
+
+    def damage(path: Path) -> None:
+        with path.open("r+b") as file:
             file.write(b"\xa5" * 1024)
+
+    return _without_l3(store, kill_at, damage)
+
+
+def _after_loss(store: Store, kill_at: str) -> bool:
+    """L3's directory is gone; likewise."""
+    return _without_l3(store, kill_at, lambda path: shutil.rmtree(path.parent))
+
+
+def _without_l3(store: Store, kill_at: str, harm: Callable[[Path], object]) -> bool:
+    with temporary_directory() as directory:
+        harmed = Store(directory, store.l2_backend, store.tally, store.random, l2_max_entries=None)
+        harmed.run(operations=60, changes_only=True)
+        harm(directory / "l3" / "proxystash.db")
         store.tally.add("corruptions")
-        damaged.sound = False
-        killed = damaged.run(kill_at=kill_at, operations=20)
-        damaged.check()
-        damaged.sound = True
-        damaged.check()
+        harmed.sound = False
+        killed = harmed.run(kill_at=kill_at, operations=20)
+        harmed.check()
+        harmed.sound = True
+        harmed.check()
     return killed
 
 
@@ -218,12 +280,21 @@ def _during_a_rotation(store: Store, kill_at: str) -> bool:
 
 
 _Way = Callable[[Store, str], bool]
-_WAYS: Final[tuple[_Way, ...]] = (_while_working, _at_first_start, _during_a_rotation, _after_damage)
+_WAYS: Final[tuple[_Way, ...]] = (
+    _while_working,
+    _after_a_kill,
+    _at_first_start,
+    _during_a_rotation,
+    _after_damage,
+    _after_loss,
+)
 # Where a point is known to be reached; one that is not, by each way until one succeeds.
 _KNOWN_WAYS: Final[dict[str, tuple[_Way, ...]]] = {
     "key.": (_at_first_start,),
     "replace.": (_at_first_start, _during_a_rotation),
     "salvage.": (_after_damage,),
+    "match.": (_after_a_kill,),
+    "fill_up.": (_after_damage, _after_loss),
 }
 
 

@@ -38,7 +38,8 @@ def run_machine(
     )
     machine = type(_MACHINES[name].__name__, (_MACHINES[name],), {"tally": tally})
     if seed is not None:
-        machine = hypothesis.seed(seed)(machine)
+        # Not the same examples for each of them.
+        machine = hypothesis.seed(f"{seed} {name}")(machine)
     settings = hypothesis.settings(
         max_examples=examples,
         stateful_step_count=steps,

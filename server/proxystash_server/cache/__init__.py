@@ -1,7 +1,8 @@
 """The tiered cache of proxies as a library, with the public names of proxywhirl.cache."""
 
-from proxystash.models import HealthMonitoring, HealthStatus, TierState
+from proxystash.models import HealthMonitoring, HealthStatus
 from proxystash_server.cache.coherence.feed import Change, ChangeKind
+from proxystash_server.cache.coherence.lookups import Lookup
 from proxystash_server.cache.coherence.plan import Invalidation
 from proxystash_server.cache.config import (
     CacheConfig,
@@ -11,7 +12,7 @@ from proxystash_server.cache.config import (
     L2BackendType,
 )
 from proxystash_server.cache.counting.latency import LatencySummary
-from proxystash_server.cache.counting.statistics import CacheStatistics, TierStatistics
+from proxystash_server.cache.counting.statistics import CacheStatistics, TierState, TierStatistics
 from proxystash_server.cache.entry.credentials import CredentialEncryptor
 from proxystash_server.cache.entry.entry import CacheEntry, keep_encoded
 from proxystash_server.cache.entry.limits import check_key
@@ -24,7 +25,7 @@ from proxystash_server.cache.errors import (
     StoreError,
     StoreFormatError,
 )
-from proxystash_server.cache.manager import CacheManager, Lookup, Lookups
+from proxystash_server.cache.manager import CacheManager, Lookups
 from proxystash_server.cache.periodic import TTLManager
 from proxystash_server.cache.tiers.base import AuthorityTier, CacheTier, DiskTier, EntryFilter, Page
 from proxystash_server.cache.tiers.jsonl.tier import JsonlCacheTier

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from proxystash.models import HealthMonitoring, HealthStatus
 from proxystash.proxies import InvalidProxyUrl, cache_key, key_of
@@ -16,6 +15,7 @@ from proxystash_server.cache.coherence.authority import Authority
 from proxystash_server.cache.coherence.changes import Changes, StoredIn
 from proxystash_server.cache.coherence.disk_cache import DiskCache
 from proxystash_server.cache.coherence.feed import Listener
+from proxystash_server.cache.coherence.lookups import Lookup, LookupsBelow, found_in_l1
 from proxystash_server.cache.coherence.missed import MissedChanges
 from proxystash_server.cache.coherence.plan import Invalidation, Put, Rules
 from proxystash_server.cache.coherence.reads import Reads
@@ -33,7 +33,6 @@ from proxystash_server.cache.entry.credentials import CredentialEncryptor
 from proxystash_server.cache.entry.entry import (
     CacheEntry,
     Clock,
-    accessed,
     make_entry,
     read_address,
     wall_clock,
@@ -54,21 +53,11 @@ from proxystash_server.cache.tiers.base import (
     DiskTier,
     EntryFilter,
     Page,
-    Write,
     whole_page,
 )
 from proxystash_server.cache.tiers.memory import MemoryCacheTier
 
 logger = logging.getLogger(__name__)
-
-_MOST_POSTPONED: Final = 10_000
-
-
-class Lookup(NamedTuple):
-    """What a get found: the entry and the tier that held it, or two Nones for a miss."""
-
-    entry: CacheEntry | None
-    served_by: CacheTierType | None
 
 
 class Lookups(NamedTuple):
@@ -78,13 +67,7 @@ class Lookups(NamedTuple):
     served_by: list[CacheTierType | None]
 
 
-_MISS = Lookup(None, None)
 _L1 = CacheTierType.L1
-
-
-def _found_in_l1(entry: CacheEntry) -> Lookup:
-    # On the path of every hit, and a third of what the generated constructor costs.
-    return tuple.__new__(Lookup, (entry, _L1))
 
 
 class CacheManager:
@@ -143,9 +126,18 @@ class CacheManager:
         self._recovery = Recovery(
             self._authority, self._cache, self._l1, self._changes, self._reads, keep_key_file
         )
-        # Keys whose copy into L2, or whose removal, a get left undone, because it would have waited for the
-        # writes of other keys. What falls off the end is done by a later get, or by the cleaner.
-        self._postponed: deque[str] = deque(maxlen=_MOST_POSTPONED)
+        self._below = LookupsBelow(
+            self._l1,
+            uses,
+            self._cache,
+            self._reads,
+            self._changes,
+            self._locks,
+            self._statistics,
+            clock,
+            self._check_open,
+        )
+        self._lookup_below = self._below.lookup
         damaged = self._recovery.open()
         if damaged:
             logger.warning("damaged lines in the journal", extra={"path": str(missed.path), "lines": damaged})
@@ -266,7 +258,7 @@ class CacheManager:
             entry = l1.hit(key, nanoseconds() // 1000)
         else:
             entry = self._timed_hit(key)
-        return self._lookup_below(key) if entry is None else _found_in_l1(entry)
+        return self._lookup_below(key) if entry is None else found_in_l1(entry)
 
     def lookup_many(self, keys: Sequence[str]) -> Lookups:
         """A lookup of each key, in order; not atomic across keys.
@@ -404,8 +396,7 @@ class CacheManager:
         """
         self._check_open()
         self._changes.flush_uses()
-        for _ in range(len(self._postponed)):
-            self._make_up_for(self._postponed.popleft())
+        self._below.make_up_for_postponed()
         self._recovery.maintain()
 
     def warm_from_file(self, file_path: str, ttl_override: int | None = None) -> transfer.WarmResult:
@@ -459,86 +450,6 @@ class CacheManager:
     def _check_open(self) -> None:
         if self._closed:
             raise CacheClosedError("the cache is closed")
-
-    def _lookup_below(self, key: str) -> Lookup:
-        check_key(key)
-        locks = self._locks
-        locks.acquire_one(key)
-        try:
-            if self._closed:
-                raise CacheClosedError("the cache is closed")
-            l1 = self._l1
-            now = self._clock()
-            entry = l1.get(key)
-            served_by: CacheTierType | None = None
-            missed: list[CacheTierType] = []
-            if entry is not None:
-                # Another thread has promoted it while this one waited for the key. Or it has expired, or is
-                # pushed out in this moment.
-                hit = l1.hit(key, now)
-                if hit is not None:
-                    return _found_in_l1(hit)
-                entry = l1.get(key)
-            if entry is None:
-                entry, served_by, missed = self._reads.below(key)
-            if l1.enabled:
-                missed.append(_L1)
-            if entry is not None and entry.content.expires_at_us > now:
-                return self._promote(entry, served_by, missed, now)
-        finally:
-            locks.release((key,))
-        if served_by is not None:
-            missed.append(served_by)
-        self._statistics.record_lookup(None, missed, 0)
-        if entry is not None:
-            self._expire(key)
-        return _MISS
-
-    def _promote(
-        self, entry: CacheEntry, served_by: CacheTierType | None, missed: list[CacheTierType], now_us: int
-    ) -> Lookup:
-        """Use an entry once, and copy it into the faster tiers. Its key is locked."""
-        entry = accessed(entry, now_us)
-        # Before it is in memory, where the next use of it may come at once.
-        self._uses.record_use(entry)
-        promotions = 0
-        cache = self._cache
-        if served_by is not None and served_by is not cache.name and cache.works:
-            if cache.tier.busy:
-                self._postponed.append(entry.key)
-            else:
-                promotions += self._copy_into_cache(entry)
-        if self._l1.enabled:
-            self._changes.store_in_l1([entry])
-            promotions += 1
-        self._statistics.record_lookup(served_by, missed, promotions)
-        return Lookup(entry, served_by)
-
-    def _copy_into_cache(self, entry: CacheEntry) -> int:
-        """Attempt to copy an entry into L2, and count what has to make room; how many copies that made."""
-        worked, applied = self._cache.apply([Write(entry.key, entry, entry.version)])
-        if worked:
-            self._changes.count_demotions(self._cache.name, applied[0].evicted)
-        return int(worked)
-
-    def _expire(self, key: str) -> None:
-        if self._changes.busy:
-            self._postponed.append(key)
-        else:
-            self._changes.expire([key])
-
-    def _make_up_for(self, key: str) -> None:
-        with self._locks.hold(key):
-            try:
-                entry = self._reads.current(key)
-            except CacheUnavailableError:
-                # A later get will come to the same.
-                return
-            expired = entry is not None and entry.expires_at_us <= self._clock()
-            if entry is not None and not expired and self._cache.serves(key) and key not in self._cache.tier:
-                self._statistics.record_promotions(self._copy_into_cache(entry))
-        if expired:
-            self._changes.expire([key])
 
     def _put(self, entries: Sequence[tuple[str, CacheEntry]]) -> list[StoredIn]:
         self._check_open()

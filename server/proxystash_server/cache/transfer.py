@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Final, Protocol, TypedDict
+from typing import Final, TypedDict
 
 from pydantic import SecretStr
 
 from proxystash import models
+from proxystash.compiled import types_of
 from proxystash.files import ProxyFileError, Rejected, entry_to_json, read_proxy_file
-from proxystash_server.cache.entry.entry import CacheEntry, to_microseconds
+from proxystash_server.cache.entry.entry import CacheEntry, NewEntry, to_microseconds
+from proxystash_server.cache.entry.fields import EntryArguments
 from proxystash_server.cache.errors import InvalidEntryError
 
 logger = logging.getLogger(__name__)
@@ -45,27 +47,6 @@ class ExportResult(TypedDict):
 
     exported: int
     failed: int
-
-
-class NewEntry(Protocol):
-    """Makes an entry, as CacheManager.new_entry does."""
-
-    def __call__(
-        self,
-        proxy_url: str,
-        *,
-        key: str,
-        username: str | None,
-        password: str | None,
-        source: str,
-        fetch_time_us: int | None,
-        ttl_us: int | None,
-        health_status: models.HealthStatus,
-        failure_count: int,
-        health_monitoring: models.HealthMonitoring | None,
-        labels: Mapping[str, str] | None,
-    ) -> CacheEntry:
-        """The entry; raises InvalidEntryError."""
 
 
 def warm_from_file(
@@ -149,39 +130,31 @@ def export_to_file(
     return ExportResult(exported=exported, failed=0)
 
 
+# What is the same in an entry and in a record of a file, and what is said of a new one under the same name.
+_SAME: Final = tuple(
+    field.name
+    for field in fields(models.CacheEntry)
+    if field.name not in ("ttl", "username", "password", "labels")
+)
+_SAID: Final = tuple(name for name in types_of(EntryArguments) if name not in ("fetch_time_us", "ttl_us"))
+
+
 def _from_record(new_entry: NewEntry, record: models.CacheEntry) -> CacheEntry:
     return new_entry(
         record.proxy_url,
-        key=record.key,
-        username=record.username,
-        password=record.password,
-        source=record.source,
         fetch_time_us=None if record.fetch_time is None else to_microseconds(record.fetch_time),
         ttl_us=None if record.ttl is None else record.ttl // _MICROSECOND,
-        health_status=record.health_status,
-        failure_count=record.failure_count,
-        health_monitoring=record.health_monitoring,
-        labels=record.labels,
+        **{name: getattr(record, name) for name in _SAID},
     )
 
 
 def _to_record(entry: CacheEntry) -> models.CacheEntry:
     return models.CacheEntry(
-        proxy_url=entry.proxy_url,
-        key=entry.key,
+        ttl=timedelta(microseconds=entry.ttl_us),
         username=_plain(entry.username),
         password=_plain(entry.password),
-        source=entry.source,
-        fetch_time=entry.fetch_time,
-        ttl=timedelta(microseconds=entry.ttl_us),
-        expires_at=entry.expires_at,
-        last_accessed=entry.last_accessed,
-        access_count=entry.access_count,
-        health_status=entry.health_status,
-        failure_count=entry.failure_count,
-        evicted_from_l1=entry.evicted_from_l1,
-        health_monitoring=entry.health_monitoring,
         labels=dict(entry.labels),
+        **{name: getattr(entry, name) for name in _SAME},
     )
 
 

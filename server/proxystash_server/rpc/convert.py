@@ -12,7 +12,6 @@ from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from pydantic import SecretStr
 
 from proxystash import messages
 from proxystash.compiled import compile_function, field_sources, types_of
@@ -28,7 +27,7 @@ from proxystash_server.cache import (
     TierState,
     TierStatistics,
 )
-from proxystash_server.cache.entry.fields import FIELDS, Fields, public_name
+from proxystash_server.cache.entry.fields import FIELDS, EntryArguments, Fields, public_name
 from proxystash_server.cache.entry.limits import check_source, checked_labels
 from proxystash_server.rpc.engine import Engine
 from proxystash_server.rpc.errors import Reason, invalid
@@ -48,22 +47,22 @@ _STATE_TO_MESSAGE: Final[Mapping[TierState, pb.TierState.ValueType]] = {
 
 _TIMES: Final = [name for name in FIELDS if name.endswith("_us")]
 _CHECK_TIMES: Final = [name for name, type_ in types_of(HealthMonitoring).items() if type_ == datetime | None]
-# What a client's message says of a field of an entry, as an argument of `new_entry`.
+# What a client's message says for an argument of `new_entry`.
 _READ: Final[Mapping[object, str]] = {
-    **dict.fromkeys(("sealed", "expires_at_us", "version", "encoded"), ""),
     "fetch_time_us": (
         "read_timestamp(message.fetch_time, 'fetch_time', Reason.INVALID_FETCH_TIME) "
         "if message.HasField('fetch_time') else None"
     ),
+    "ttl_us": "read_duration(message.ttl, 'ttl', Reason.INVALID_TTL) if message.HasField('ttl') else None",
     str: "message.{0}",
+    str | None: "message.{0} or None",
     int: "message.{0}",
-    SecretStr | None: "message.{0} or None",
     HealthStatus: "read_health_status(message.{0}, {0!r}) if message.{0} else HealthStatus.UNKNOWN",
     HealthMonitoring | None: "_read_monitoring(message.{0}) if message.HasField({0!r}) else None",
     # Their own `items` takes twice as long.
-    Mapping[str, str]: "{{name: texts[name] for name in texts}} if (texts := message.{0}) else None",
+    Mapping[str, str] | None: "{{name: texts[name] for name in texts}} if (texts := message.{0}) else None",
 }
-# And how a field gets into a message.
+# How a field of an entry gets into a message.
 _FILL: Final[Mapping[object, str]] = {
     **dict.fromkeys(("username", "password", "sealed", "version", "encoded"), ""),
     **{name: f"fill_timestamp(message.{public_name(name)}, content.{name})" for name in _TIMES},
@@ -74,15 +73,14 @@ _FILL: Final[Mapping[object, str]] = {
     Mapping[str, str]: "if content.{0}: message.{0}.update(content.{0})",
 }
 
-_ARGUMENTS: Final = ", ".join(f"{name}={value}" for name, value in field_sources(Fields, _READ).items())
+_ARGUMENTS: Final = ", ".join(
+    f"{name}={value}" for name, value in field_sources(EntryArguments, _READ).items()
+)
 # The new entry that a client's message describes; fields that the server sets are ignored. Raises
 # InvalidEntryError or RequestError, whose field is relative to the entry.
 read_entry: Callable[[Engine, pb.CacheEntry], CacheEntry] = compile_function(
     "read_entry(engine, message)",
-    [
-        "ttl_us = read_duration(message.ttl, 'ttl', Reason.INVALID_TTL) if message.HasField('ttl') else None",
-        f"return engine.new_entry({_ARGUMENTS}, ttl_us=ttl_us)",
-    ],
+    [f"return engine.new_entry(message.proxy_url, {_ARGUMENTS})"],
     globals(),
 )
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, Unpack
 
 from proxystash_server.cache import (
     CacheEntry,
     CacheStatistics,
     CacheTierType,
     EntryFilter,
-    HealthMonitoring,
-    HealthStatus,
     Invalidation,
     Lookup,
     Lookups,
     Page,
 )
+from proxystash_server.cache.entry.fields import EntryArguments
 
 
 class Engine(Protocol):
@@ -30,21 +29,7 @@ class Engine(Protocol):
     def failure_threshold(self) -> int:
         """The failure at which an entry is evicted."""
 
-    def new_entry(
-        self,
-        proxy_url: str,
-        *,
-        key: str = "",
-        username: str | None = None,
-        password: str | None = None,
-        source: str = "",
-        fetch_time_us: int | None = None,
-        ttl_us: int | None = None,
-        health_status: HealthStatus = HealthStatus.UNKNOWN,
-        failure_count: int = 0,
-        health_monitoring: HealthMonitoring | None = None,
-        labels: Mapping[str, str] | None = None,
-    ) -> CacheEntry:
+    def new_entry(self, proxy_url: str, **arguments: Unpack[EntryArguments]) -> CacheEntry:
         """An entry with what is missing filled in; stores nothing."""
 
     def lookup(self, key: str) -> Lookup:

@@ -20,7 +20,7 @@ from proxystash_server.cache import (
 )
 from proxystash_server.cache.coherence.uses import Access
 from proxystash_server.cache.tiers.eviction import EvictionPolicy, make_policy
-from tests.server.cache.disk_tier_contract import ENCRYPTOR
+from tests.server.cache.store_contract import ENCRYPTOR
 from tests.server.cache.support import START_US, bounded, stored
 
 CAPACITY = 3

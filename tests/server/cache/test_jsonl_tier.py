@@ -25,8 +25,8 @@ from proxystash_server.cache.errors import TierError
 from proxystash_server.cache.tiers.base import Write
 from proxystash_server.cache.tiers.jsonl.shard import Segment, Slot, encode_body, finish_line
 from tests.server.cache.authority_tier_contract import AuthorityTierContract
-from tests.server.cache.disk_tier_contract import ENCRYPTOR, as_is_and_reopened
 from tests.server.cache.invariants import check_files, check_line, check_tier
+from tests.server.cache.store_contract import ENCRYPTOR, as_is_and_reopened
 from tests.server.cache.support import (
     PASSWORD,
     START_US,
@@ -55,7 +55,13 @@ class TestJsonlTier(AuthorityTierContract):
         (directory / "meta.json").write_text(json.dumps({**meta, "version": 1000}))
 
     def damage(self, directory: Path, key: str) -> None:
-        damage_in_place(shard_of(directory, key), b"sound", key)
+        path = shard_of(directory, key)
+        content = path.read_bytes()
+        place = content.index(b'"sound"', content.index(f'"op":"put","key":"{key}"'.encode()))
+        # In place: the tier may have the file open.
+        with path.open("r+b") as file:
+            file.seek(place)
+            file.write(b'"s0und"')
 
 
 @pytest.fixture

@@ -218,6 +218,51 @@ def test_what_stands_in_memory_alone_is_no_more_when_the_authority_has_got_it(
     assert not missed.is_in_use
 
 
+def test_what_memory_has_lost_is_missed_no_more(open_journal: OpenJournal) -> None:
+    missed = open_journal()
+    missed.note_unsaved([put("a", 1), put("b", 2)])
+    missed.forget_unsaved(["a", "never missed"])
+    assert told(missed) == (0, {"b": (2, None)})
+    assert missed.unsaved_keys() == ["b"]
+    missed.forget_unsaved(["b"])
+    assert not missed.is_in_use
+    assert not missed.pending
+
+
+def test_of_a_change_that_memory_has_lost_the_one_before_counts_again(open_journal: OpenJournal) -> None:
+    missed = open_journal()
+    missed.append([put("a", 1, source="in the file")])
+    missed.note_unsaved([put("a", 2)])
+    assert missed.keys() == ["a"]
+    assert missed.version_of("a") == 2
+    assert missed.write_of("a") == put("a", 1, source="in the file")
+    missed.forget_unsaved(["a"])
+    assert told(missed) == (0, {"a": (1, "in the file")})
+
+
+def test_what_the_authority_has_got_does_not_come_back_when_memory_loses_what_came_after_it(
+    open_journal: OpenJournal,
+) -> None:
+    missed = open_journal()
+    missed.append([put("a", 1)])
+    missed.mark_applied(["a"])
+    missed.note_unsaved([put("a", 2)])
+    assert missed.keys() == ["a"]
+    assert missed.write_of("a") is None
+    missed.forget_unsaved(["a"])
+    assert told(missed) == (0, {})
+    assert missed.write_of("a") is None
+
+
+def test_what_stands_in_memory_alone_goes_with_a_clear(open_journal: OpenJournal) -> None:
+    missed = open_journal()
+    missed.note_unsaved([put("a", 1)])
+    missed.append_clear(2)
+    for one in as_is_and_reopened(missed, open_journal):
+        assert told(one) == (2, {})
+        assert one.unsaved_keys() == []
+
+
 def test_what_stands_in_memory_alone_can_be_written_down_later(open_journal: OpenJournal) -> None:
     missed = open_journal()
     missed.note_unsaved([put("a", 1)])

@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ from proxystash_server.cache import (
 from proxystash_server.cache.errors import TierError, TierLostError
 from proxystash_server.cache.tiers.sqlite import format as sqlite_format
 from proxystash_server.cache.tiers.sqlite.record import COLUMNS, write_row
-from tests.server.cache.disk_tier_contract import ENCRYPTOR
 from tests.server.cache.format_1 import FORMAT_1, FORMAT_2
 from tests.server.cache.invariants import check_tier
+from tests.server.cache.store_contract import ENCRYPTOR
 from tests.server.cache.support import PASSWORD, START_US, USERNAME, bounded, keys_of, page, stored
 from tests.server.cache.tier_contract import ANY, UNBOUNDED, put
 
@@ -266,10 +266,18 @@ def test_an_upgrade_that_is_killed_is_done_by_the_next_start(
 ) -> None:
     """Each statement has written what it changed when the kill comes: next to nothing is kept in memory."""
     write_format_1(path)
+    spilling = ("PRAGMA cache_size = 2", *interrupted_by("SELECT die()", place + 1))
+    killed_after("_FROM_FORMAT_1", spilling, open_tier, monkeypatch)
+    check_upgraded(open_tier())
+
+
+def killed_after(
+    name: str, steps: Sequence[str], open_tier: OpenTier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Have a process open the tier with other steps of the upgrade, one of which is its death."""
     child = os.fork()
     if not child:
         with suppress(BaseException):
-            spilling = ("PRAGMA cache_size = 2", *interrupted_by("SELECT die()", place + 1))
             connect = sqlite3.connect
 
             def connect_to_be_killed(*arguments: Any, **options: Any) -> sqlite3.Connection:
@@ -277,11 +285,26 @@ def test_an_upgrade_that_is_killed_is_done_by_the_next_start(
                 connection.create_function("die", 0, lambda: os.kill(os.getpid(), signal.SIGKILL))
                 return connection
 
-            monkeypatch.setattr(sqlite_format, "_FROM_FORMAT_1", spilling)
+            monkeypatch.setattr(sqlite_format, name, steps)
             monkeypatch.setattr(sqlite3, "connect", connect_to_be_killed)
             open_tier()
         os._exit(0)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
+
+
+@pytest.mark.parametrize("place", range(len(sqlite_format._FROM_FORMAT_2)))
+@pytest.mark.parametrize("schema", [FORMAT_1, FORMAT_2], ids=["format 1", "format 2"])
+def test_an_upgrade_that_is_killed_in_its_last_part_is_done_by_the_next_start(
+    path: Path, open_tier: OpenTier, monkeypatch: pytest.MonkeyPatch, schema: str, place: int
+) -> None:
+    write_format_1(path, schema)
+    steps = sqlite_format._FROM_FORMAT_2
+    killed_after(
+        "_FROM_FORMAT_2",
+        ("PRAGMA cache_size = 2", *steps[: place + 1], "SELECT die()"),
+        open_tier,
+        monkeypatch,
+    )
     check_upgraded(open_tier())
 
 
@@ -326,6 +349,27 @@ def test_a_damaged_page_of_format_1_costs_the_rows_on_it(
     assert tier.get("key-21") is None
     assert len(corruptions) == 1
     assert any("damaged" in file.name for file in path.parent.iterdir())
+
+
+def test_what_is_saved_of_a_damaged_file_of_format_2_is_what_an_upgrade_would_have_kept(
+    path: Path, open_tier: OpenTier, corruptions: list[str]
+) -> None:
+    write_format_1(path, FORMAT_2)
+    data = bytearray(path.read_bytes())
+    for (root,) in query(
+        path, "SELECT rootpage FROM sqlite_schema WHERE tbl_name = 'entries' AND type = 'index'"
+    ):
+        data[(root - 1) * 4096 : root * 4096] = bytes(4096)
+    path.write_bytes(data)
+    tier = open_tier()
+    assert len(corruptions) == 1
+    assert {entry.key: entry for entry in page(tier, "", 100, ANY, START_US)} == ENTRIES
+    assert (tier.notes["id"], tier.notes["partner"]) == ("the store", "the partner")
+    assert json.loads(str(tier.notes["inherited"])) == {"gone": 4999, "on its way": 5000}
+    assert tier.notes["incomplete"]
+    # Changes may have been lost: whoever knows of later ones is to be believed.
+    assert tier.last_version == 0
+    check_tier(tier)
 
 
 # -- the index by key

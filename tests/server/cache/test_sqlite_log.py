@@ -12,7 +12,7 @@ import pytest
 from proxystash_server.cache import CacheEntry, CacheTierType, SQLiteCacheTier
 from proxystash_server.cache.tiers.base import Write
 from proxystash_server.cache.tiers.sqlite import database
-from tests.server.cache.disk_tier_contract import ENCRYPTOR
+from tests.server.cache.store_contract import ENCRYPTOR
 from tests.server.cache.support import stored
 from tests.server.cache.tier_contract import UNBOUNDED
 

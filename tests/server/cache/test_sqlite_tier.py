@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,18 @@ from proxystash_server.cache import (
 )
 from proxystash_server.cache.coherence.uses import Access
 from proxystash_server.cache.errors import TierError, TierLostError
-from proxystash_server.cache.tiers.base import Write
+from proxystash_server.cache.tiers.base import Held, Read, Write
 from proxystash_server.cache.tiers.sqlite import tier as sqlite
-from tests.server.cache.disk_tier_contract import ENCRYPTOR, DiskTierContract, MakeDiskTier
+from tests.server.cache.authority_tier_contract import AuthorityTierContract
 from tests.server.cache.invariants import check_tier
+from tests.server.cache.store_contract import ENCRYPTOR, MakeDiskTier
 from tests.server.cache.support import HOUR, START_US, FakeClock, bounded, keys_of, page, stored
 from tests.server.cache.tier_contract import ANY, UNBOUNDED, everything_set, put
 
 FILE = "store.db"
 
 
-class SQLiteContract(DiskTierContract):
+class SQLiteContract(AuthorityTierContract):
     tier_type: CacheTierType
 
     def build(
@@ -43,6 +44,9 @@ class SQLiteContract(DiskTierContract):
 
     def pretend_newer_format(self, directory: Path) -> None:
         execute(directory, "PRAGMA user_version = 1000")
+
+    def damage(self, directory: Path, key: str) -> None:
+        execute(directory, "UPDATE entries SET source = 's0und' WHERE key = ?", key)
 
 
 class TestSQLiteAsL3(SQLiteContract):
@@ -211,6 +215,35 @@ def test_a_file_that_was_cut_off_is_no_obstacle(
         assert tier.get(f"key-{number}") in {None, stored(f"key-{number}", source="x" * 100)}
     put(tier, stored("new"))
     assert tier.get("new") == stored("new")
+    check_tier(tier)
+
+
+def test_what_is_saved_of_a_damaged_file_is_incomplete_and_not_sealed_and_keeps_its_names(
+    make: Callable[..., SQLiteCacheTier], directory: Path, corruptions: list[str]
+) -> None:
+    tier = make()
+    put(tier, *(stored(f"key-{number}", source=f"source-{number:03}", version=9) for number in range(200)))
+    tier.note(cache_id="the cache", inherited='{"a": 1}', incomplete=None, alone=1)
+    name = tier.notes["id"]
+    tier.seal(9)
+    tier.close()
+    file = directory / FILE
+    data = file.read_bytes()
+    start = data.index(b"source-100", data.index(b"key-100http")) // 2048 * 2048
+    file.write_bytes(data[:start] + bytes(2048) + data[start + 2048 :])
+    tier = make()
+    with pytest.raises(TierLostError):
+        tier.get("key-100")
+    # As it is done with any tier that is lost.
+    tier.open()
+    assert len(corruptions) == 1
+    assert 150 < tier.size() < 200
+    assert (tier.notes["id"], tier.notes["cache_id"]) == (name, "the cache")
+    assert tier.notes["inherited"] == '{"a": 1}'
+    assert tier.notes["incomplete"]
+    assert tier.break_seal() is None
+    # Changes may have been lost: whoever knows of later ones is to be believed.
+    assert tier.last_version == 0
     check_tier(tier)
 
 
@@ -448,6 +481,29 @@ def test_many_writes_in_one_apply_are_one_transaction(make: Callable[..., SQLite
         tier.apply([_write(f"key-{number}") for number in range(50)])
     assert len([statement for statement in seen if statement.startswith("BEGIN")]) == 1
     assert len([statement for statement in seen if statement.startswith("COMMIT")]) == 1
+
+
+def test_a_decision_and_what_it_makes_are_one_transaction(
+    make: Callable[..., SQLiteCacheTier], directory: Path
+) -> None:
+    tier = make()
+    put(tier, stored("damaged", source="sound"), *(stored(f"key-{number}") for number in range(10)))
+    execute(directory, "UPDATE entries SET source = 's0und' WHERE key = 'damaged'")
+    keys = ["damaged", *(f"key-{number}" for number in range(50))]
+
+    def decide(held: Mapping[str, Held], read: Read) -> list[Write]:
+        assert len(held) == 11
+        assert [read(key) for key in keys[:2]] == [None, stored("key-0")]
+        return [_write(key) for key in keys[2:]]
+
+    with statements(tier) as seen:
+        tier.commit(keys, decide)
+    assert [one for one in seen if one.startswith(("BEGIN", "COMMIT", "ROLLBACK"))] == [
+        "BEGIN IMMEDIATE",
+        "COMMIT",
+    ]
+    assert tier.size() == 50
+    assert execute(directory, "SELECT key FROM set_aside") == [("'damaged'",)]
 
 
 @pytest.mark.parametrize(("durability", "level"), [(Durability.PROCESS, 1), (Durability.FULL, 2)])

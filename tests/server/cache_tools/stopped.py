@@ -6,10 +6,13 @@ import json
 import shutil
 import sqlite3
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+
+from cryptography.fernet import Fernet
+from pydantic import SecretStr
 
 from proxystash_server.cache import (
     CacheConfig,
@@ -24,11 +27,14 @@ from proxystash_server.cache import (
 from proxystash_server.cache.stopped.check import check_store
 from proxystash_server.cache.stopped.repair import repair_store
 from proxystash_server.cache.stopped.report import Report
+from proxystash_server.cache.tiers.sqlite.record import COLUMNS, CONTENT_LENGTH, checksum
 from tests.server.cache.format_1 import turn_into_format_1
 from tests.server.cache.support import PASSWORD, USERNAME, put
 
 KEYS = tuple(f"key-{number}" for number in range(24))
 SEALED = KEYS[::3]
+# What damage is done to.
+VICTIM = SEALED[2]
 
 
 class StoppedCache:
@@ -170,6 +176,30 @@ def miss_changes(manager: CacheManager) -> None:
     manager._authority.guard.breaker.force_open()
     put(manager, "missed", KEYS[1], source="missed", username=USERNAME, password=PASSWORD)
     manager.delete(KEYS[2])
+
+
+def set_content(column: str, value: object, key: str = VICTIM) -> Callable[[Path], object]:
+    """Change a row together with its checksum."""
+
+    def change(path: Path) -> None:
+        sql(path, f"UPDATE entries SET {column} = ? WHERE key = ?", value, key)
+        [row] = sql(path, f"SELECT {COLUMNS} FROM entries WHERE key = ?", key)
+        sql(path, "UPDATE entries SET checksum = ? WHERE key = ?", checksum(row[:CONTENT_LENGTH]), key)
+
+    return change
+
+
+def foreign_token() -> str:
+    """A credential that was sealed under a key that nobody has."""
+    return CredentialEncryptor(Fernet.generate_key()).encrypt(SecretStr("secret")).decode()
+
+
+def facts(entries: Mapping[str, CacheEntry]) -> dict[str, tuple[object, ...]]:
+    """What was put of each entry."""
+    return {
+        key: (entry.proxy_url, entry.source, entry.expires_at, entry.labels, entry.username, entry.password)
+        for key, entry in entries.items()
+    }
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:

@@ -11,9 +11,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxystash.models import HealthMonitoring, HealthStatus, TierState
+from proxystash.models import HealthMonitoring, HealthStatus
 from proxystash.v1 import cache_service_pb2 as pb
-from proxystash_server.cache import CacheManager, CacheStatistics, LatencySummary, TierStatistics
+from proxystash_server.cache import CacheManager, CacheStatistics, LatencySummary, TierState, TierStatistics
 from proxystash_server.rpc import convert
 from proxystash_server.rpc.errors import Reason, RequestError
 

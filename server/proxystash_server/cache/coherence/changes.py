@@ -388,9 +388,7 @@ class Changes:
         for place, request in enumerate(requests):
             key = request.key
             if type(request) is Put:
-                if key in refused:
-                    answers.append(())
-                elif key in took.get(authority, ()):
+                if key in refused or key in took.get(authority, ()):
                     answers.append(())
                 elif key in pushed_out:
                     answers.append(_still_in(key, took) or at_least)

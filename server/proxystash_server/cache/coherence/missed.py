@@ -201,8 +201,8 @@ class MissedChanges:
 
     def keys(self) -> list[str]:
         """The keys whose last change the authority lacks."""
-        written = [key for key in list(self._places) if key not in self._applied]
-        return [*written, *(key for key in list(self._unsaved) if key in self._applied or key not in self._places)]
+        written = dict.fromkeys(key for key in list(self._places) if key not in self._applied)
+        return list(written | dict.fromkeys(list(self._unsaved)))
 
     def version_of(self, key: str) -> int:
         """The version of the last change of `key`, if it was missed."""

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from proxystash.models import TierState
 from proxystash_server.cache.coherence.authority import Authority
 from proxystash_server.cache.coherence.disk_cache import DiskCache
 from proxystash_server.cache.coherence.guard import GuardedTier
 from proxystash_server.cache.coherence.uses import UseLog, combine
 from proxystash_server.cache.config import CacheTierType
+from proxystash_server.cache.counting.statistics import TierState
 from proxystash_server.cache.entry.entry import CacheEntry
 from proxystash_server.cache.errors import CacheUnavailableError, TierError
 from proxystash_server.cache.tiers.base import DiskTier, EntryFilter, Page

@@ -7,10 +7,9 @@ an L3 that was lost, damaged or set back gets what it lacks. docs/architecture.m
 
 from __future__ import annotations
 
-import json
 import logging
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Any, Final
@@ -18,6 +17,11 @@ from typing import Any, Final
 from proxystash_server.cache.coherence.authority import Authority, newest
 from proxystash_server.cache.coherence.changes import Changes
 from proxystash_server.cache.coherence.disk_cache import DiskCache
+from proxystash_server.cache.coherence.earlier_formats import (
+    forget_inherited,
+    inherit_from_cache,
+    inherited_by_authority,
+)
 from proxystash_server.cache.coherence.guard import GuardedTier
 from proxystash_server.cache.coherence.missed import MissedChanges
 from proxystash_server.cache.coherence.reads import Reads
@@ -30,9 +34,6 @@ from proxystash_server.cache.tiers.memory import MemoryCacheTier
 logger = logging.getLogger(__name__)
 
 _BATCH: Final = 100
-# In the notes of a format up to 2: the key that stood for all of them, and the partner of one that had none.
-_EVERYTHING: Final = ""
-_ALONE: Final = "alone"
 
 
 class Recovery:
@@ -206,7 +207,8 @@ class Recovery:
         tier = self._cache.tier
         self._sealed_at = tier.break_seal()
         self._cache.believed = self._sealed_at is not None
-        self._inherit_from_cache()
+        inherit_from_cache(tier, self._missed)
+        self._missed_version = self._missed.last_version
         self._cache_version = tier.last_version
 
     def _match(self) -> None:
@@ -216,7 +218,7 @@ class Recovery:
         """
         tier = self._authority.tier
         with self._giving_up(self._authority.guard):
-            inherited = self._inherited_by_authority()
+            inherited = inherited_by_authority(tier, self._missed)
             if self._cache.guard.is_open:
                 self._match_cache()
             if not self._cache.guard.is_open:
@@ -395,7 +397,8 @@ class Recovery:
         with self._changes.lock, suppress(TierError):
             # What stays is gone through again, which does no harm.
             missed.finish()
-        self._forget_inherited()
+        if not missed.pending:
+            forget_inherited(guard)
         uses = missed.take_uses()
         if uses and not guard.write(guard.tier.note_uses, uses):
             missed.add_uses(uses)
@@ -433,61 +436,6 @@ class Recovery:
             with self._changes.lock:
                 if self._cache.works and not self._cache.doubted:
                     self._authority.guard.write(self._authority.tier.note, cache_id=name)
-
-    # -- what earlier formats noted
-
-    def _inherit_from_cache(self) -> None:
-        """Take over what L2 of an earlier format has noted that L3 has missed, as a journal of ours."""
-        tier = self._cache.tier
-        marks = _marks_in(tier.notes)
-        if marks is None:
-            return
-        cleared_at = marks.pop(_EVERYTHING, 0)
-        if cleared_at:
-            self._missed.append_clear(cleared_at)
-        for batch in _batches(marks):
-            writes = []
-            for key in batch:
-                entry = tier.get(key)
-                if entry is not None and entry.version >= marks[key]:
-                    writes.append(Write(key, entry, entry.version))
-                else:
-                    writes.append(Write(key, None, marks[key]))
-            self._missed.append(writes)
-        self._missed_version = self._missed.last_version
-        was_alone = tier.notes.get("partner") == _ALONE
-        tier.note(inherited=None, partner=None, alone=1 if was_alone else None)
-
-    def _inherited_by_authority(self) -> dict[str, int]:
-        """What a tier of an earlier format has noted that the other one had missed: it knows better there."""
-        tier = self._authority.tier
-        marks = _marks_in(tier.notes)
-        partner = tier.notes.get("partner")
-        if partner is not None and tier.notes.get("cache_id") is None:
-            is_new = not partner and not tier.size()
-            tier.note(cache_id=None if is_new else "" if partner == _ALONE else partner)
-        if not marks:
-            return {}
-        cleared_at = marks.pop(_EVERYTHING, 0)
-        if cleared_at:
-            marks = {**dict.fromkeys(self._missed.keys(), cleared_at), **marks}
-        return marks
-
-    def _forget_inherited(self) -> None:
-        tier = self._authority.tier
-        if {"inherited", "partner"} & tier.notes.keys() and not self._missed.pending:
-            self._authority.guard.write(tier.note, inherited=None, partner=None)
-
-
-def _marks_in(notes: Mapping[str, object]) -> dict[str, int] | None:
-    text = notes.get("inherited")
-    if not isinstance(text, str):
-        return None
-    with suppress(ValueError):
-        marks = json.loads(text)
-        if isinstance(marks, dict):
-            return {key: version for key, version in marks.items() if isinstance(version, int)}
-    return {}
 
 
 def _batches(keys: Iterable[str]) -> Iterator[list[str]]:

@@ -10,9 +10,16 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, computed_field
 
-from proxystash.models import TierState
 from proxystash_server.cache.config import CacheTierType
 from proxystash_server.cache.counting.latency import LatencySummary, LatencyWindow
+
+
+class TierState(StrEnum):
+    """Whether a tier works, is skipped until it recovers, or is switched off by configuration."""
+
+    ACTIVE = "active"
+    DEGRADED = "degraded"
+    DISABLED = "disabled"
 
 
 class EvictionCause(StrEnum):

@@ -8,13 +8,21 @@ from dataclasses import fields as dataclass_fields
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from time import time_ns
-from typing import Any, Final
+from typing import Any, Final, Protocol, Unpack
 
 from pydantic import SecretStr
 
 from proxystash.models import HealthMonitoring, HealthStatus
 from proxystash.proxies import InvalidProxyUrl, ProxyAddress, parse_proxy_url
-from proxystash_server.cache.entry.fields import FIELDS, SAID, Content, Fields, copy_of_content, public_name
+from proxystash_server.cache.entry.fields import (
+    FIELDS,
+    PUBLIC_FIELDS,
+    Content,
+    EntryArguments,
+    Fields,
+    copy_of_content,
+    public_name,
+)
 from proxystash_server.cache.entry.limits import (
     MAX_TTL_US,
     NO_LABELS,
@@ -231,8 +239,15 @@ class CacheEntry(Use, Fields):
 for _name in FIELDS:
     setattr(CacheEntry, _name, property(attrgetter(f"content.{_name}")))
 _USE: Final = tuple(name for name in Use.__slots__ if name != "content")
-_compared: Final = attrgetter(*SAID, *_USE)
-_ARGUMENTS: Final = tuple(public_name(name) for name in (*SAID, *_USE))
+_compared: Final = attrgetter(*PUBLIC_FIELDS, *_USE)
+_ARGUMENTS: Final = tuple(public_name(name) for name in (*PUBLIC_FIELDS, *_USE))
+
+
+class NewEntry(Protocol):
+    """Makes an entry, with what is missing filled in, as CacheManager.new_entry does."""
+
+    def __call__(self, proxy_url: str, **arguments: Unpack[EntryArguments]) -> CacheEntry:
+        """The entry; raises InvalidEntryError."""
 
 
 def read_address(proxy_url: str) -> ProxyAddress:

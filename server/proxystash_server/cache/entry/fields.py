@@ -1,9 +1,22 @@
-"""The fields of an entry, from which its forms in memory, on disk and in messages are made."""
+"""The fields of an entry, from which its forms in memory, on disk and in messages are made.
+
+A new field, say `anonymity: str`, is written down
+
+- in cache_service.proto, from which scripts/generate makes the stubs;
+- here: in `Fields`, behind `version`, with the value of entries that were stored without it, and in
+  `EntryArguments`;
+- in the signatures of what makes an entry: `make_entry`, CacheEntry and CacheManager.new_entry;
+- in sqlite/format.py: a column, and the upgrade that adds it and renews the checksums;
+- in proxystash/models.py, for the client and for proxy files.
+
+A limit is a check in limits.py that `make_entry` calls. A field of a type that none has yet has its forms in
+plain.py, rpc/convert.py, proxystash/messages.py and proxystash/_records.py, by its type.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, TypedDict
 
 from pydantic import SecretStr
 
@@ -40,13 +53,28 @@ class Fields:
 
 FIELDS: Final = tuple(types_of(Fields))
 # What says something of the proxy. The others are the cache's own.
-SAID: Final = tuple(name for name in FIELDS if name not in ("sealed", "version", "encoded"))
+PUBLIC_FIELDS: Final = tuple(name for name in FIELDS if name not in ("sealed", "version", "encoded"))
 
 
 class Content(Fields):
     """What one write stored; shared by every state of use of its entry, and unchanged once it is shared."""
 
     __slots__ = FIELDS
+
+
+class EntryArguments(TypedDict, total=False):
+    """What whoever makes an entry may say of it beside its URL: the arguments of `new_entry`."""
+
+    key: str
+    username: str | None
+    password: str | None
+    source: str
+    fetch_time_us: int | None
+    ttl_us: int | None
+    health_status: HealthStatus
+    failure_count: int
+    health_monitoring: HealthMonitoring | None
+    labels: Mapping[str, str] | None
 
 
 def public_name(name: str) -> str:

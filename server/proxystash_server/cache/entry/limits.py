@@ -13,7 +13,8 @@ from typing import Final
 
 from pydantic import SecretStr
 
-from proxystash.models import HealthMonitoring, HealthStatus
+from proxystash.compiled import types_of
+from proxystash.models import MAX_INT32, MAX_INT64, HealthMonitoring, HealthStatus, Int32, Int64
 from proxystash.proxies import redact
 from proxystash_server.cache.config import MAX_TTL_SECONDS
 from proxystash_server.cache.errors import InvalidEntryError
@@ -25,7 +26,7 @@ MAX_LABEL_NAME_LENGTH: Final = 64
 MAX_LABEL_VALUE_LENGTH: Final = 256
 MAX_CREDENTIAL_LENGTH: Final = 1024
 MAX_HEALTH_ERROR_LENGTH: Final = 1024
-MAX_COUNT: Final = 2**31 - 1
+MAX_COUNT: Final = MAX_INT32
 
 SECOND_US: Final = 1_000_000
 # A count of uses or a time in microseconds: room for any year, and no overflow in any store or client.
@@ -35,13 +36,9 @@ MAX_TTL_US: Final = MAX_TTL_SECONDS * SECOND_US
 # 9000-01-01: with the longest TTL added, still a year that every client can represent.
 _LATEST_US: Final = 221_845_392_000 * SECOND_US
 
-# As wide as the contract has them.
+_LARGEST: Final[Mapping[object, int]] = {Int32: MAX_INT32, Int64: MAX_INT64}
 _MONITORING_COUNTS: Final = {
-    "consecutive_health_failures": MAX_COUNT,
-    "consecutive_health_successes": MAX_COUNT,
-    "recovery_attempt": MAX_COUNT,
-    "total_health_checks": 2**63 - 1,
-    "total_health_check_failures": 2**63 - 1,
+    name: _LARGEST[type_] for name, type_ in types_of(HealthMonitoring).items() if type_ in _LARGEST
 }
 NO_LABELS: Final[Mapping[str, str]] = MappingProxyType({})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from json.encoder import encode_basestring
 from types import MappingProxyType
 from typing import Any, Final
@@ -26,7 +27,7 @@ _QUOTED_WORDS: Final = {status: quoted(word) for status, word in _WORDS.items()}
 _STATUSES: Final = {word: status for status, word in _WORDS.items()}
 _MONITORING: Final = types_of(HealthMonitoring)
 _COUNTS: Final = tuple(name for name, type_ in _MONITORING.items() if type_ in (Int32, Int64))
-_MOMENTS: Final = tuple(name for name in _MONITORING if name not in (*_COUNTS, "last_health_error"))
+_MOMENTS: Final = tuple(name for name, type_ in _MONITORING.items() if type_ == datetime | None)
 
 
 class CorruptRecordError(Exception):
@@ -67,7 +68,7 @@ _FROM_EITHER: Final[Mapping[object, str]] = {
 _FROM_COLUMN: Final[Mapping[object, str]] = {
     **_FROM_EITHER,
     HealthMonitoring | None: "None if {0} is None else _read_monitoring(json.loads({0}))",
-    Mapping[str, str]: "_read_labels(json.loads({0}) if {0} else None)",
+    Mapping[str, str]: "_read_labels(None if {0} is None else json.loads({0}))",
 }
 _FROM_JSON: Final[Mapping[object, str]] = {
     **_FROM_EITHER,

@@ -7,13 +7,7 @@ from typing import Final
 
 from cryptography.fernet import Fernet
 
-from proxystash_server.cache.config import (
-    CacheConfig,
-    CacheTierConfig,
-    CacheTierType,
-    Durability,
-    L2BackendType,
-)
+from proxystash_server.cache.config import CacheConfig, CacheTierType, L2BackendType
 from proxystash_server.cache.entry.credentials import CredentialEncryptor, create_key_file
 from proxystash_server.cache.entry.entry import wall_clock
 from proxystash_server.cache.errors import EncryptionKeyError, StoreError
@@ -25,7 +19,6 @@ from proxystash_server.cache.stopped.resealing import rewrite_shards
 from proxystash_server.cache.stopped.sqlite_repair import repair_database
 from proxystash_server.cache.tiers.jsonl.directory import SHARDS, JsonlDirectory
 from proxystash_server.cache.tiers.jsonl.record import rewrite
-from proxystash_server.cache.tiers.jsonl.tier import JsonlCacheTier
 
 # What no repair helps against: a person must say what is right.
 _KEY_FAULTS: Final = frozenset({"unusable_key", "wrong_key"})
@@ -88,8 +81,7 @@ def _repair_jsonl(
     config: CacheConfig, encryptor: CredentialEncryptor, progress: Progress, *, drop_key_check: bool
 ) -> Counter[str]:
     done: Counter[str] = Counter()
-    path = config.l2_cache_dir
-    directory = JsonlDirectory(path, sync=True)
+    directory = JsonlDirectory(config.l2_cache_dir, sync=True)
     if drop_key_check and (meta := directory.read_meta()) is not None:
         directory.write_meta({**meta, "key_check": encryptor.make_check().decode()})
         done["key_check made anew"] += 1
@@ -97,19 +89,12 @@ def _repair_jsonl(
     def count(_tier: CacheTierType, _key: str | None, _reason: str) -> None:
         done["damaged lines or files set aside"] += 1
 
-    tier = JsonlCacheTier(
-        CacheTierConfig(),
-        CacheTierType.L2,
-        path,
-        encryptor,
-        durability=Durability.FULL,
-        on_corruption=count,
-    )
-    tier.open()
-    for key in tier.keys():  # noqa: SIM118 -- no dict
-        tier.get(key)
-    tier.close()
-    rewrite_shards(path, rewrite, progress)
+    l2, _ = make_tiers(config, encryptor, wall_clock, count)
+    l2.open()
+    for key in l2.keys():  # noqa: SIM118 -- no dict
+        l2.get(key)
+    l2.close()
+    rewrite_shards(config.l2_cache_dir, rewrite, progress)
     done["files written anew"] += SHARDS
     return done
 

@@ -108,7 +108,7 @@ def _apply_missed_changes(config: CacheConfig, plan: _Plan) -> None:
     path = missed_changes_path(config)
     if not path.exists():
         return
-    # Where a key moves from the file to the configuration, nothing else tells the cache of the one in the file.
+    # Where the key moves from the file to the configuration, a cache does not look into the file.
     previous = tuple(SecretStr(key.decode()) for key in plan.others)
     update = {"previous_encryption_keys": previous, "enable_background_cleanup": False}
     CacheManager(config.model_copy(update=update), background=False).close()

@@ -609,8 +609,12 @@ class JsonlCacheTier(AuthorityTier):
                 )
                 self._append(shard, {"op": "delete", "key": one.key}, dirty)
                 self._forget(shard, one.key)
-                self._meta = {**self._meta, "incomplete": 1}
+                # Or every start would find the line again.
+                shard.needs_compaction = True
                 moved.append(one)
+        if moved and "incomplete" not in self._meta:
+            self._meta = {**self._meta, "incomplete": 1}
+            self._directory.write_meta(self._meta)
         return moved
 
     def _tell_damage(self, damaged: Sequence[DamagedLine]) -> None:
