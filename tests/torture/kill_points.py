@@ -185,7 +185,7 @@ class Store:
                 for one in KEYS:
                     self._read(one, answer.get(one), "a list")
             case "clear":
-                if not self.l3_is_away:
+                if not self.l3_is_away and not any(map(self.model.in_doubt, KEYS)):
                     count = sum(self.model.known(one, 0) is not None for one in KEYS)
                     assert answer == count, f"clear told {answer}, and there were {count}"
                 self.model.clear()

@@ -145,14 +145,9 @@ def test_each_change_is_told_once_with_its_kind_and_cause(stash: Stash, change: 
     feed.check_order()
 
 
-EVICTION_COMES_FIRST = pytest.mark.xfail(
-    strict=True, reason="memory alone tells what it evicts before the change that it makes room for"
-)
-
-
 @pytest.mark.parametrize(
     "authority",
-    ["L3 decides", "L2 decides", pytest.param("memory alone", marks=EVICTION_COMES_FIRST)],
+    ["L3 decides", "L2 decides", "memory alone"],
 )
 def test_what_the_authority_evicts_to_make_room_is_told_after_what_took_it(
     stash: Stash, authority: str
@@ -383,13 +378,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "configuration",
-    [
-        pytest.param(name, marks=EVICTION_COMES_FIRST) if name == "memory alone and full" else name
-        for name in CONFIGURATIONS
-    ],
-)
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
 def test_changes_of_many_threads_are_told_in_the_order_of_their_commits(
     stash: Stash, configuration: str
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -685,6 +686,23 @@ def test_an_acknowledged_change_of_the_only_disk_tier_is_there_after_a_kill_or_w
     repair_tier(tier)
     expected = {"a": ("meanwhile", 0)} if journal else {"a": ("before", 0), "b": ("before", 0)}
     assert content_of(manager) == expected
+
+
+@pytest.mark.parametrize("how", ["closed", "killed"])
+def test_an_l2_that_decides_and_was_lost_decides_still_when_l3_is_switched_on(stash: Stash, how: str) -> None:
+    off = {"l3_config": SWITCHED_OFF}
+    put(stash.open(), "before", source="before")
+    manager = stash.reopen(**off)
+    shutil.rmtree(stash.directory / "l2")
+    put(manager, "a", "b", "c", source="meanwhile")
+    for _ in range(2):
+        manager.maintain()
+        stash.recover(manager)
+    put(manager, "later", source="later")
+    expected = content_of(manager)
+    assert expected.keys() >= {"a", "b", "c", "later"}
+    manager = stash.reopen() if how == "closed" else stash.reopen_after_kill()
+    assert content_of(manager).items() >= expected.items()
 
 
 def test_background_work_recovers_a_tier_by_itself(

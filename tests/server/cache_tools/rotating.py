@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from cryptography.fernet import Fernet, InvalidToken
 from pydantic import SecretStr
 
 from proxystash_server.cache import EntryFilter
-from tests.server.cache.support import PASSWORD, SWITCHED_OFF, USERNAME
+from proxystash_server.cache.stopped.rotation import rotate_key
+from tests.server.cache.support import PASSWORD, SWITCHED_OFF, USERNAME, contents
+from tests.server.cache_tools.steps import stepping
 from tests.server.cache_tools.stopped import KEYS, SEALED, StoppedCache, miss_changes
 
 
@@ -94,3 +97,21 @@ def served(cache: StoppedCache, **fields: object) -> dict[str, tuple[object, ...
     with cache.running(**fields) as manager:
         found = manager.list_entries("", 100, EntryFilter())
     return {entry.key: (entry.source, entry.version, entry.username, entry.password) for entry in found}
+
+
+def killed_while_rotated(cache: StoppedCache) -> Iterator[StoppedCache]:
+    """Rotate the key; then what a kill before each of the steps would have left, one after the other."""
+    copies: list[StoppedCache] = []
+    seen: dict[str, bytes] = {}
+
+    def keep(_step: str) -> None:
+        nonlocal seen
+        if (state := contents(cache.directory)) != seen:
+            seen = state
+            copies.append(cache.copy(f"killed-{len(copies)}"))
+
+    with stepping(keep):
+        rotate_key(cache.config())
+    for copy in copies:
+        yield copy
+        shutil.rmtree(copy.directory)

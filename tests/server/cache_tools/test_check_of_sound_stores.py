@@ -63,20 +63,22 @@ def test_where_nothing_is_stored_nothing_is_wrong(cache: StoppedCache) -> None:
 
 
 def test_a_log_that_a_kill_left_behind_counts_and_stays_where_it_is(
-    cache: StoppedCache, tmp_path: Path
+    cache: StoppedCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     with cache.running() as manager:
         fill(manager)
         killed = cache.copy("killed")
     assert killed.l3.with_name("proxystash.db-wal").stat().st_size > 0
     before = fingerprint(killed.directory)
-    temporary = set(Path(tempfile.gettempdir()).glob("proxystash-*"))
     report = killed.check()
     assert report.consistent
     assert note_kinds(report) == {"unsealed_cache"}
     assert report.tiers[1].entries == 24
     assert fingerprint(killed.directory) == before
-    assert set(Path(tempfile.gettempdir()).glob("proxystash-*")) == temporary
+    assert list(temporary.iterdir()) == []
 
 
 def test_a_log_that_there_is_no_room_to_apply_is_no_verdict(

@@ -16,6 +16,7 @@ from tests.server.cache.support import PASSWORD, SWITCHED_OFF, fingerprint, make
 from tests.server.cache_tools.rotating import (
     assert_all_readable,
     filled,
+    killed_while_rotated,
     opens,
     served,
     tokens,
@@ -180,19 +181,15 @@ def test_killed_at_any_step_no_change_that_was_missed_is_lost(cache: StoppedCach
     with_missed_changes(cache)
     expected = served(cache.copy("expected"))
     old = cache.key_file.read_bytes().strip()
-    for number in range(1000):
-        attempt = cache.copy("attempt")
-        if not killed_at(number, partial(rotate_key, attempt.config())):
-            break
-        report = attempt.check()
+    kills = 0
+    for kills, killed in enumerate(killed_while_rotated(cache), start=1):
+        report = killed.check()
         assert report.consistent, told(report)
-        rotate_key(attempt.config())
-        assert not any(opens(old, token) for token in tokens(attempt))
-        assert served(attempt) == expected
-        shutil.rmtree(attempt.directory)
-    else:
-        raise AssertionError("the rotation never ends")
-    assert number > 20
+        rotate_key(killed.config())
+        assert not any(opens(old, token) for token in tokens(killed))
+        assert served(killed) == expected
+    assert served(cache) == expected
+    assert kills > 20
 
 
 def test_what_cannot_be_applied_now_stops_a_rotation(cache: StoppedCache) -> None:
@@ -219,20 +216,15 @@ def test_killed_at_any_step_everything_can_be_opened_and_running_it_again_finish
 ) -> None:
     filled(cache)
     old = cache.key_file.read_bytes().strip()
-    for number in range(1000):
-        attempt = cache.copy("attempt")
-        if not killed_at(number, partial(rotate_key, attempt.config())):
-            break
-        assert_every_credential_opens(attempt)
-        rotation = rotate_key(attempt.config())
-        [new] = attempt.key_file.read_bytes().split()
+    kills = 0
+    for kills, killed in enumerate(killed_while_rotated(cache), start=1):
+        assert_every_credential_opens(killed)
+        rotation = rotate_key(killed.config())
+        [new] = killed.key_file.read_bytes().split()
         assert new != old
-        assert not any(opens(old, token) for token in tokens(attempt)), rotation
-        assert_every_credential_opens(attempt)
-        shutil.rmtree(attempt.directory)
-    else:
-        raise AssertionError("the rotation never ends")
-    assert number > 15
+        assert not any(opens(old, token) for token in tokens(killed)), rotation
+        assert_every_credential_opens(killed)
+    assert kills > 15
 
 
 @pytest.mark.parametrize("off", ["none", "l2_config", "l3_config"])
@@ -245,16 +237,13 @@ def test_killed_with_the_keys_in_the_configuration_one_key_starts_a_cache_only_i
     cache.settings = {"encryption_key": old} if off == "none" else {"encryption_key": old, off: SWITCHED_OFF}
     filled(cache)
     cache.settings.update(encryption_key=new, previous_encryption_keys=(old,))
-    refusals = 0
-    for number in range(1000):
-        attempt = cache.copy("attempt")
-        if not killed_at(number, partial(rotate_key, attempt.config())):
-            break
-        assert_every_credential_opens(attempt)
+    refusals = kills = 0
+    for kills, killed in enumerate(killed_while_rotated(cache), start=1):
+        assert_every_credential_opens(killed)
         refused = 0
         for key in (old, new):
-            alone = attempt.copy("alone")
-            alone.settings = {**attempt.settings, "encryption_key": key, "previous_encryption_keys": ()}
+            alone = killed.copy("alone")
+            alone.settings = {**killed.settings, "encryption_key": key, "previous_encryption_keys": ()}
             before = fingerprint(alone.directory)
             try:
                 entries = alone.entries()
@@ -266,11 +255,8 @@ def test_killed_with_the_keys_in_the_configuration_one_key_starts_a_cache_only_i
                 assert "set_aside" not in note_kinds(alone.check())
             shutil.rmtree(alone.directory)
         refusals += refused == 2
-        shutil.rmtree(attempt.directory)
-    else:
-        raise AssertionError("the rotation never ends")
-    assert len(attempt.entries(previous_encryption_keys=())) == len(KEYS) - 1
-    assert number > 5
+    assert len(cache.entries(previous_encryption_keys=())) == len(KEYS) - 1
+    assert kills > 5
     assert refusals
 
 

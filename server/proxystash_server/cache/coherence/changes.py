@@ -289,6 +289,9 @@ class Changes:
             self._feed.tell([event for event in plan.events if event.key not in refused])
         if committed.applied and took[self._authority.name]:
             self.drop_evicted(took[self._authority.name], plan.writes)
+        elif not self._authority.enabled:
+            # Memory decides.
+            self._tell_evictions(took.get(CacheTierType.L1, ()))
         return self._answer(requests, plan, committed, took)
 
     def _apply_to_cache(
@@ -337,7 +340,6 @@ class Changes:
             self.count_demotions(CacheTierType.L1, evicted)
         elif evicted:
             self._statistics.record_evictions(EvictionCause.CAPACITY, {CacheTierType.L1: len(evicted)})
-            self._tell_evictions(evicted)
         return evicted
 
     def count_demotions(self, tier: CacheTierType, evicted: Sequence[str]) -> None:

@@ -293,6 +293,10 @@ class Recovery:
         elif tier.last_version < self._known_version or tier.notes.get("incomplete"):
             self.fill_up_locked()
             self._changes.tell_reset()
+        if self._authority.guard is self._reads.guards[0]:
+            # An L2 that decides goes on under its name, by which L3 knows it when that is switched on.
+            tier.note(id=self._known_id, alone=1)
+            return
         self._known_id = tier.notes.get("id")
         trusted = self._cache.works and not self._cache.doubted
         cache_id = self._cache.tier.notes["id"] if trusted else ""
