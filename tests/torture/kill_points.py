@@ -103,6 +103,9 @@ class Store:
             check=False,
         )
         killed = process.returncode == -signal.SIGKILL
+        if not (self.l3_is_away and l3_is_away):
+            # Even a start that was killed may have brought L3 what stood in the journal.
+            self.missed.clear()
         assert killed or process.returncode == 0, (kill_at, job, process.stderr.decode())
         try:
             self._follow(map(json.loads, process.stdout.splitlines()))
@@ -138,8 +141,6 @@ class Store:
             self._in_flight(begun)
 
     def _compare(self, found: dict[str, Any]) -> None:
-        if not self.l3_is_away or not found["away"]:
-            self.missed.clear()
         self.l3_is_away = found["away"]
         for key in KEYS:
             self._read(key, found["got"][key], "a get in the next process")

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from datetime import timedelta
+from operator import attrgetter
 from pathlib import Path
 from typing import Final, TypedDict
 
@@ -137,6 +138,8 @@ _SAME: Final = tuple(
     if field.name not in ("ttl", "username", "password", "labels")
 )
 _SAID: Final = tuple(name for name in types_of(EntryArguments) if name not in ("fetch_time_us", "ttl_us"))
+_same_of: Final = attrgetter(*_SAME)
+_said_of: Final = attrgetter(*_SAID)
 
 
 def _from_record(new_entry: NewEntry, record: models.CacheEntry) -> CacheEntry:
@@ -144,7 +147,7 @@ def _from_record(new_entry: NewEntry, record: models.CacheEntry) -> CacheEntry:
         record.proxy_url,
         fetch_time_us=None if record.fetch_time is None else to_microseconds(record.fetch_time),
         ttl_us=None if record.ttl is None else record.ttl // _MICROSECOND,
-        **{name: getattr(record, name) for name in _SAID},
+        **dict(zip(_SAID, _said_of(record), strict=True)),
     )
 
 
@@ -154,7 +157,7 @@ def _to_record(entry: CacheEntry) -> models.CacheEntry:
         username=_plain(entry.username),
         password=_plain(entry.password),
         labels=dict(entry.labels),
-        **{name: getattr(entry, name) for name in _SAME},
+        **dict(zip(_SAME, _same_of(entry), strict=True)),
     )
 
 

@@ -112,6 +112,7 @@ def killed_while_rotated(cache: StoppedCache) -> Iterator[StoppedCache]:
 
     with stepping(keep):
         rotate_key(cache.config())
+    assert len(copies) > 5
     for copy in copies:
         yield copy
         shutil.rmtree(copy.directory)

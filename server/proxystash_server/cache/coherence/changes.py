@@ -215,13 +215,13 @@ class Changes:
         return results
 
     def _make_each(self, batches: Sequence[Sequence[Request]]) -> list[list[Any] | Exception]:
+        if len(batches) == 1:
+            return [self._make(batches[0])]
         try:
             results = iter(self._make([request for batch in batches for request in batch]))
         except CacheError:
             raise
-        except Exception:
-            if len(batches) == 1:
-                raise
+        except Exception:  # noqa: BLE001 -- raised again for the one whose it is
             # What is wrong with one of them must not be the others' fault. A put may be made twice.
             return [self._make_alone(batch) for batch in batches]
         return [[next(results) for _ in batch] for batch in batches]

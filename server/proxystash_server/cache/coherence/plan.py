@@ -104,7 +104,8 @@ class Plan:
 
     def decide(self, held: Mapping[str, Held], read: Read) -> list[Write]:
         """What becomes of the keys; `read` gives an entry whole, and raises CacheUnavailableError."""
-        self._begin()
+        if self.writes or self.found or self.outcomes:
+            self._begin()
         for place, request in enumerate(self._requests):
             if type(request) is Put:
                 self._put(request, held, read)

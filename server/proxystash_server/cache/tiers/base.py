@@ -58,7 +58,10 @@ QUIETLY_APPLIED = (Applied(existed=False), Applied(existed=True))
 
 def evicted_by(writes: Sequence[Write], applied: Sequence[Applied]) -> list[str]:
     """The keys that had to make room for writes, but for those that a later one of them has stored again."""
-    if not any(one.evicted for one in applied):
+    for one in applied:
+        if one.evicted:
+            break
+    else:
         return []
     evicted: dict[str, None] = {}
     for write, one in zip(writes, applied, strict=True):

@@ -16,12 +16,13 @@ from proxystash_server.cache.tiers.sqlite.record import COLUMNS, Row
 
 # From the rows themselves: the index has the same, but not if one of the two is damaged.
 _HELD_WHERE = (
-    f"SELECT held.key, held.id, {', '.join(f'entries.{column}' for column in FILTERED.split(', '))}, "
+    f"held.id, {', '.join(f'entries.{column}' for column in FILTERED.split(', '))}, "
     "iif(typeof(entries.version) = 'integer', entries.version, 0), entries.failure_count IS NOT 0 "
     "FROM entries AS held JOIN entries ON entries.id = held.id WHERE held.key"
 )
-_HELD = f"{_HELD_WHERE} = ?"
-_HELD_OF_MANY = f"{_HELD_WHERE} IN (SELECT value FROM json_each(?))"
+# Each text that comes out costs a call of Python: one's own key is known.
+_HELD = f"SELECT {_HELD_WHERE} = ?"
+_HELD_OF_MANY = f"SELECT held.key, {_HELD_WHERE} IN (SELECT value FROM json_each(?))"
 _WRITTEN = f"{COLUMNS}, scheme, recency"
 _MARKS = ", ".join("?" * len(_WRITTEN.split(", ")))
 _REPLACED = tuple(_WRITTEN.split(", ")[1:])
@@ -47,9 +48,9 @@ class HeldRow(NamedTuple):
 def held_rows(connection: sqlite3.Connection, keys: Sequence[str]) -> dict[str, HeldRow]:
     """Those of the keys that have a row, each with what it says."""
     if len(keys) == 1:
-        rows = connection.execute(_HELD, keys)
-    else:
-        rows = connection.execute(_HELD_OF_MANY, (json.dumps(keys),))
+        found = connection.execute(_HELD, keys).fetchone()
+        return {} if found is None else {keys[0]: HeldRow(found[0], found[1:-2], found[-2], found[-1])}
+    rows = connection.execute(_HELD_OF_MANY, (json.dumps(keys),))
     return {row[0]: HeldRow(row[1], row[2:-2], row[-2], row[-1]) for row in rows}
 
 
