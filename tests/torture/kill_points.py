@@ -246,18 +246,19 @@ def _after_damage(store: Store, kill_at: str) -> bool:
         with path.open("r+b") as file:
             file.write(b"\xa5" * 1024)
 
-    return _without_l3(store, kill_at, damage)
+    # What was deleted may still be found on some page.
+    return _without_l3(store, kill_at, damage, changes_only=True)
 
 
 def _after_loss(store: Store, kill_at: str) -> bool:
     """L3's directory is gone; likewise."""
-    return _without_l3(store, kill_at, lambda path: shutil.rmtree(path.parent))
+    return _without_l3(store, kill_at, lambda path: shutil.rmtree(path.parent), changes_only=False)
 
 
-def _without_l3(store: Store, kill_at: str, harm: Callable[[Path], object]) -> bool:
+def _without_l3(store: Store, kill_at: str, harm: Callable[[Path], object], *, changes_only: bool) -> bool:
     with temporary_directory() as directory:
         harmed = Store(directory, store.l2_backend, store.tally, store.random, l2_max_entries=None)
-        harmed.run(operations=60, changes_only=True)
+        harmed.run(operations=60, changes_only=changes_only)
         harm(directory / "l3" / "proxystash.db")
         store.tally.add("corruptions")
         harmed.sound = False

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any, ClassVar, Final, Literal
 
 from hypothesis import strategies as st
@@ -130,7 +131,7 @@ class CacheMachine(RuleBasedStateMachine):
     def connect(self) -> Driver:
         return LibraryDriver(self.manager)
 
-    def leave(self) -> None:
+    def take_leave(self) -> None:
         """Take note of what the end of this run leaves behind."""
         self.l2_left_out = self.l2_left_out and not self.manager._cache.guard.is_open
 
@@ -364,17 +365,26 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(then=_faults)
     def restart(self, then: dict[Part, OneFault | Literal["down"]] | None = None) -> None:
         """The next run begins with other faults."""
-        self.tally.add("restarts")
-        self.leave()
-        self.session.close()
+        self.close()
         self.break_parts(then or {})
         self.open()
 
     @rule(then=_faults)
     def crash(self, then: dict[Part, OneFault | Literal["down"]] | None = None) -> None:
+        """The same after a kill."""
+        self.kill()
+        self.break_parts(then or {})
+        self.open()
+
+    def close(self) -> None:
+        self.tally.add("restarts")
+        self.take_leave()
+        self.session.close()
+
+    def kill(self) -> None:
         """Go on with the files as they are at this moment, which is all that a kill leaves."""
         self.tally.add("kills")
-        self.leave()
+        self.take_leave()
         abandoned = self.directory
         self.copies += 1
         self.directory = abandoned.with_name(f"data-{self.copies}")
@@ -382,8 +392,38 @@ class CacheMachine(RuleBasedStateMachine):
         with self.faults.suspended():
             self.session.close()
         shutil.rmtree(abandoned)
-        self.break_parts(then or {})
+
+    @precondition(lambda self: self.complete and {*self.held_by(L2)} == {*self.held_by(L3)})
+    @rule(abruptly=st.booleans())
+    def lose_l3(self, abruptly: bool) -> None:
+        """L3's directory is gone at the next start, and L2 has everything."""
+        self.tally.add("corruptions")
+        if abruptly:
+            self.kill()
+        else:
+            self.close()
+        shutil.rmtree(self.directory / "l3")
         self.open()
+        assert self.complete
+
+    @precondition(lambda self: self.l3_knows_all and not self.faults.may_strike(L2))
+    @rule(key=_key)
+    def damage(self, key: str) -> None:
+        """A row of L3 is damaged, and L1 or L2 have what stood in it."""
+        if key not in self.manager.l1_tier and not (
+            self.manager._cache.serves(key) and key in self.held_by(L2)
+        ):
+            return
+        self.tally.add("corruptions")
+        with closing(sqlite3.connect(self.directory / "l3" / "proxystash.db")) as l3, l3:
+            l3.execute("UPDATE entries SET source = 'damaged' WHERE key = ?", (key,))
+        # Whoever reads sees it after the next commit.
+        self.manager.l3_tier.probe()
+        self.list()
+        assert self.l3_knows_all
+
+    def held_by(self, tier: CacheTierType) -> Sequence[str]:
+        return (self.manager.l2_tier if tier is L2 else self.manager.l3_tier).keys()
 
     def break_parts(self, faults: dict[Part, OneFault | Literal["down"]]) -> None:
         """Let just these faults be there from now on."""

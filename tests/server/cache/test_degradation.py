@@ -23,6 +23,7 @@ from proxystash_server.cache import (
     SQLiteCacheTier,
     TierState,
 )
+from proxystash_server.cache.errors import TierLostError
 from tests.server.cache.stash import Stash
 from tests.server.cache.support import (
     PASSWORD,
@@ -686,6 +687,30 @@ def test_an_acknowledged_change_of_the_only_disk_tier_is_there_after_a_kill_or_w
     repair_tier(tier)
     expected = {"a": ("meanwhile", 0)} if journal else {"a": ("before", 0), "b": ("before", 0)}
     assert content_of(manager) == expected
+
+
+def test_an_l2_that_cannot_say_what_it_holds_is_not_taken_for_a_fault_of_l3(stash: Stash) -> None:
+    put(stash.open(), "a", source="before")
+    stash.close()
+    (stash.directory / "l3" / "proxystash.db").unlink()
+    tier = type(stash.open(l3_config=SWITCHED_OFF).l2_tier)
+    stash.close()
+    with pytest.MonkeyPatch.context() as patch:
+        keys = tier.keys
+
+        def fail_in_l2(self: DiskTier) -> list[str]:
+            if self.tier_type is L2:
+                raise TierLostError("a fault made by the test")
+            return keys(self)
+
+        patch.setattr(tier, "keys", fail_in_l2)
+        manager = stash.open()
+        assert state_of(manager, "l3") is TierState.ACTIVE
+        put(manager, "b", source="after")
+        assert content_of(manager) == {"b": ("after", 0)}
+    stash.recover(manager)
+    assert state_of(manager, "l2") is TierState.ACTIVE
+    check_disk_tiers(manager, {"b": ("after", 0)})
 
 
 @pytest.mark.parametrize("how", ["closed", "killed"])

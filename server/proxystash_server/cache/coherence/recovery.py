@@ -232,6 +232,9 @@ class Recovery:
     def _match_cache(self) -> None:
         """Make L2 agree with L3, by believing it, by filling up L3 from it, or by emptying it."""
         l3, l2 = self._authority.tier, self._cache.tier
+        in_l2 = self._keys_of_cache()
+        if in_l2 is None:
+            return
         owner = l3.notes.get("cache_id")
         # A new L3 has no cache yet: then L2 is all there is.
         is_its_own = owner in (l2.notes["id"], None)
@@ -243,7 +246,7 @@ class Recovery:
         known = max(l3.last_version, self._missed_version)
         if is_its_own and l3.notes.get("incomplete"):
             # What L3 lacks, it gets; what it has a later version of, L2 forgets: then they agree.
-            outdated = self._fill_up(self._cache.tier.keys())
+            outdated = self._fill_up(in_l2)
             with self._giving_up(self._cache.guard, goes_on=True):
                 l2.apply([Write(key, None) for key in outdated])
                 if was_alone:
@@ -252,7 +255,7 @@ class Recovery:
             if (is_its_own or (not owner and l2.notes.get("alone"))) and self._cache_version > known:
                 # L3 was set back: an old copy, or one that has lost its log. Or L2 decided for a while
                 # although it did not have all that it should: what it took then, it alone has.
-                self._fill_up(self._cache.tier.keys(), known + 1)
+                self._fill_up(in_l2, known + 1)
             kill_point("match.before_clear")
             with self._changes.lock_reads(), self._giving_up(self._cache.guard, goes_on=True):
                 self._keep_of_memory_what_was_missed()
@@ -330,7 +333,7 @@ class Recovery:
 
     def fill_up_locked(self) -> None:
         """The same, for whoever keeps changes out. Raises TierError."""
-        in_l2 = self._cache.tier.keys() if self._cache.works else []
+        in_l2 = (self._keys_of_cache() if self._cache.works else None) or []
         self._fill_up(dict.fromkeys([*self._l1.keys(), *in_l2]))
         self._authority.tier.note(incomplete=None)
 
@@ -362,6 +365,13 @@ class Recovery:
                     kill_point("fill_up.before_batch")
                     self._changes.drop_evicted(evicted_by(writes, tier.apply(writes)), batch)
         return outdated
+
+    def _keys_of_cache(self) -> list[str] | None:
+        """The keys that L2 holds; None if it cannot say, and is given up."""
+        keys: list[str] | None = None
+        with self._giving_up(self._cache.guard, goes_on=True):
+            keys = self._cache.tier.keys()
+        return keys
 
     def _in_faster_tiers(self, key: str) -> CacheEntry | None:
         entry = self._l1.get(key)
