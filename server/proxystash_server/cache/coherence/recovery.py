@@ -368,10 +368,11 @@ class Recovery:
 
     def _keys_of_cache(self) -> list[str] | None:
         """The keys that L2 holds; None if it cannot say, and is given up."""
-        keys: list[str] | None = None
-        with self._giving_up(self._cache.guard, goes_on=True):
-            keys = self._cache.tier.keys()
-        return keys
+        try:
+            return self._cache.tier.keys()
+        except TierError as error:
+            self._cache.guard.give_up(error)
+            return None
 
     def _in_faster_tiers(self, key: str) -> CacheEntry | None:
         entry = self._l1.get(key)
