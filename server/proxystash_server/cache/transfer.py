@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
-from datetime import timedelta
-from operator import attrgetter
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final, TypedDict
 
 from pydantic import SecretStr
 
 from proxystash import models
-from proxystash.compiled import types_of
+from proxystash.compiled import compile_function, field_sources, types_of
 from proxystash.files import ProxyFileError, Rejected, entry_to_json, read_proxy_file
 from proxystash_server.cache.entry.entry import CacheEntry, NewEntry, to_microseconds
 from proxystash_server.cache.entry.fields import EntryArguments
@@ -131,34 +130,38 @@ def export_to_file(
     return ExportResult(exported=exported, failed=0)
 
 
-# What is the same in an entry and in a record of a file, and what is said of a new one under the same name.
-_SAME: Final = tuple(
-    field.name
-    for field in fields(models.CacheEntry)
-    if field.name not in ("ttl", "username", "password", "labels")
+# The arguments of `new_entry` for a record of a file; most are called the same in both.
+_ARGUMENTS: Final = field_sources(
+    EntryArguments,
+    {
+        **dict.fromkeys(types_of(EntryArguments), "record.{0}"),
+        "fetch_time_us": "_microseconds(record.fetch_time)",
+        "ttl_us": "None if record.ttl is None else record.ttl // _MICROSECOND",
+    },
 )
-_SAID: Final = tuple(name for name in types_of(EntryArguments) if name not in ("fetch_time_us", "ttl_us"))
-_same_of: Final = attrgetter(*_SAME)
-_said_of: Final = attrgetter(*_SAID)
+_from_record: Callable[[NewEntry, models.CacheEntry], CacheEntry] = compile_function(
+    "_from_record(new_entry, record)",
+    [f"return new_entry(record.proxy_url, {', '.join(f'{name}={_ARGUMENTS[name]}' for name in _ARGUMENTS)})"],
+    globals(),
+)
+# And the fields of the record of an entry.
+_RECORDED: Final = field_sources(
+    models.CacheEntry,
+    {
+        **dict.fromkeys(types_of(models.CacheEntry), "entry.{0}"),
+        "username": "_plain(entry.username)",
+        "password": "_plain(entry.password)",
+        "ttl": "timedelta(microseconds=entry.ttl_us)",
+        "labels": "dict(entry.labels)",
+    },
+)
+_to_record: Callable[[CacheEntry], models.CacheEntry] = compile_function(
+    "_to_record(entry)", [f"return models.CacheEntry({', '.join(_RECORDED.values())})"], globals()
+)
 
 
-def _from_record(new_entry: NewEntry, record: models.CacheEntry) -> CacheEntry:
-    return new_entry(
-        record.proxy_url,
-        fetch_time_us=None if record.fetch_time is None else to_microseconds(record.fetch_time),
-        ttl_us=None if record.ttl is None else record.ttl // _MICROSECOND,
-        **dict(zip(_SAID, _said_of(record), strict=True)),
-    )
-
-
-def _to_record(entry: CacheEntry) -> models.CacheEntry:
-    return models.CacheEntry(
-        ttl=timedelta(microseconds=entry.ttl_us),
-        username=_plain(entry.username),
-        password=_plain(entry.password),
-        labels=dict(entry.labels),
-        **dict(zip(_SAME, _same_of(entry), strict=True)),
-    )
+def _microseconds(moment: datetime | None) -> int | None:
+    return None if moment is None else to_microseconds(moment)
 
 
 def _plain(secret: SecretStr | None) -> str | None:

@@ -138,6 +138,21 @@ def test_a_clear_that_was_refused_and_yet_made_is_seen_by_every_read(stash: Stas
     assert listener.told == [(ChangeKind.RESET, "")]
 
 
+@pytest.mark.parametrize("asked", [True, False], ids=["L3 fails", "L3 is skipped"])
+def test_a_delete_of_what_only_l3_may_have_is_told(stash: Stash, asked: bool) -> None:
+    """Whether it was there nobody can tell; a subscriber may have been told of it."""
+    manager = stash.open(l1_config=bounded(1), l2_config=bounded(1))
+    put(manager, "a", "b")
+    listener = Listener(manager)
+    with broken(manager.l3_tier):
+        if not asked:
+            fail_until_skipped(manager, manager.l3_tier)
+        assert not manager.delete("a")
+    assert listener.told == [(ChangeKind.DELETE, "a")]
+    stash.recover(manager)
+    assert content_of(manager).keys() == {"b"}
+
+
 # -- a group that pushes out what it is about to store
 
 
@@ -316,6 +331,20 @@ def test_an_l3_that_was_lost_is_not_filled_with_what_the_journal_has_replaced(st
     manager = stash.open(l1_config=SWITCHED_OFF)
     assert source_of(manager, "a") == "after"
     check_disk_tiers(manager, {"a": ("after", 0), "b": ("before", 0)})
+
+
+def test_an_l3_that_was_lost_is_filled_with_what_came_after_a_clear_in_the_journal(stash: Stash) -> None:
+    """L3 has had that Clear, and more since; the journal is still there, since the end came too soon."""
+    manager = stash.open()
+    with broken(manager.l3_tier, {"commit"}):
+        put(manager, "cleared")
+    manager.clear()
+    put(manager, "kept")
+    stash.kill()
+    shutil.rmtree(stash.directory / "l3")
+    manager = stash.open()
+    assert manager.get("kept") is not None
+    check_disk_tiers(manager, {"kept": ("", 0)})
 
 
 def test_a_read_of_l2_that_fails_while_l3_is_filled_up_costs_nothing(stash: Stash) -> None:

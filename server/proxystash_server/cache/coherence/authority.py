@@ -14,6 +14,7 @@ from proxystash_server.cache.config import CacheTierType
 from proxystash_server.cache.entry.entry import CacheEntry
 from proxystash_server.cache.errors import CacheUnavailableError, TierError
 from proxystash_server.cache.tiers.base import (
+    PERHAPS_HELD,
     Applied,
     AuthorityTier,
     Decide,
@@ -107,7 +108,7 @@ class Authority:
         CacheUnavailableError if nobody can.
         """
         if self._guard is None:
-            return Committed(_decide(keys, decide, current))
+            return Committed(_decide(keys, decide, current, knows_all=True))
         decided: Sequence[Write] | None = None
         in_doubt = False
         if self.works:
@@ -124,7 +125,7 @@ class Authority:
                 return Committed(*committed)
             in_doubt = True
         # What the tier has decided and perhaps made is not decided again: it would be made twice.
-        writes = _decide(keys, decide, current) if decided is None else decided
+        writes = _decide(keys, decide, current, knows_all=self.works) if decided is None else decided
         if not writes:
             return Committed(writes, in_doubt=in_doubt)
         try:
@@ -176,7 +177,7 @@ class Authority:
         return not told or self._guard.write(self._guard.tier.note_uses, told)
 
     def _commit_both(self, keys: Sequence[str], decide: Decide, current: Read) -> Committed:
-        writes = _decide(keys, decide, current)
+        writes = _decide(keys, decide, current, knows_all=True)
         try:
             self.missed.append(writes)
         except TierError:
@@ -198,8 +199,11 @@ class Authority:
         return Committed(writes, refused=frozenset(keys), in_doubt=in_doubt, lasts=False)
 
 
-def _decide(keys: Sequence[str], decide: Decide, current: Read) -> Sequence[Write]:
-    """What `decide` makes of the keys as they are now, as far as anybody can say."""
+def _decide(keys: Sequence[str], decide: Decide, current: Read, *, knows_all: bool) -> Sequence[Write]:
+    """What `decide` makes of the keys as they are now, as far as anybody can say.
+
+    `knows_all` says whether a key that `current` does not find is not held.
+    """
     entries: dict[str, CacheEntry | None] = {}
     for key in keys:
         with suppress(CacheUnavailableError):
@@ -210,11 +214,13 @@ def _decide(keys: Sequence[str], decide: Decide, current: Read) -> Sequence[Writ
             raise CacheUnavailableError("a tier that may hold the entry failed; try again")
         return entries[key]
 
-    held = {
-        key: HeldEntry(entry.version, entry.failure_count > 0)
-        for key, entry in entries.items()
-        if entry is not None
-    }
+    held: dict[str, Held] = {}
+    for key in keys:
+        entry = entries.get(key)
+        if entry is not None:
+            held[key] = HeldEntry(entry.version, entry.failure_count > 0)
+        elif not (knows_all and key in entries):
+            held[key] = PERHAPS_HELD
     return decide(held, read)
 
 

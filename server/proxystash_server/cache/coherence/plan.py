@@ -11,7 +11,7 @@ from proxystash_server.cache.counting.statistics import EvictionCause
 from proxystash_server.cache.entry.entry import CacheEntry, stamped, with_health
 from proxystash_server.cache.entry.limits import MAX_COUNT
 from proxystash_server.cache.errors import CacheUnavailableError
-from proxystash_server.cache.tiers.base import Held, Read, Write
+from proxystash_server.cache.tiers.base import PERHAPS_HELD, Held, Read, Write
 
 
 class Put(NamedTuple):
@@ -145,10 +145,11 @@ class Plan:
         return 0 if entry is None or self._is_expired(entry) else entry.failure_count
 
     def _delete(self, place: int, key: str, held: Mapping[str, Held]) -> None:
-        found = self.writes[key].entry is not None if key in self.writes else key in held
-        self.found[place] = found
+        earlier = self.writes.get(key)
+        there = held.get(key) if earlier is None else earlier.entry
+        self.found[place] = there is not None and there is not PERHAPS_HELD
         # Also where it is not found: a tier that is away may have it, or one that should not.
-        self._remove(key, ChangeKind.DELETE if found else None)
+        self._remove(key, None if there is None else ChangeKind.DELETE)
 
     def _expire(self, key: str, held: Mapping[str, Held], read: Read) -> bool:
         try:

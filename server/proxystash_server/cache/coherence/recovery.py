@@ -343,24 +343,21 @@ class Recovery:
         Of versions from `since` on. The keys of which L3 has something newer, or has missed it. Raises
         TierError.
         """
-        tier = self._authority.tier
+        tier, missed = self._authority.tier, self._missed
         outdated: list[str] = []
         for batch in _batches(keys):
             with self._changes.lock_keys(batch):
                 held = tier.versions(batch)
                 writes = []
                 for key in batch:
-                    if self._missed.covers(key):
-                        # It gets what it has missed, which L2 may not have either.
-                        outdated.append(key)
-                        continue
                     entry = self._in_faster_tiers(key)
                     if entry is None or entry.version < since:
                         continue
-                    if entry.version > held.get(key, -1):
-                        writes.append(Write(key, entry, entry.version))
-                    elif entry.version < held[key]:
+                    latest = max(held.get(key, -1), missed.version_of(key), missed.cleared_at)
+                    if entry.version < latest:
                         outdated.append(key)
+                    elif entry.version != held.get(key):
+                        writes.append(Write(key, entry, entry.version))
                 if writes:
                     kill_point("fill_up.before_batch")
                     self._changes.drop_evicted(evicted_by(writes, tier.apply(writes)), batch)

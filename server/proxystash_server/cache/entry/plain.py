@@ -34,11 +34,12 @@ class CorruptRecordError(Exception):
     """A stored record that cannot be trusted; the tier itself is not at fault."""
 
 
+_NO_CREDENTIALS: Final = "content.sealed is None and content.username is None and content.password is None"
 # On disk, one token stands for both credentials.
 _NOT_STORED: Final[Mapping[object, str]] = {"username": "", "password": "", "encoded": ""}
 _TO_COLUMN: Final[Mapping[object, str]] = {
     **_NOT_STORED,
-    "sealed": "_sealed_text(content, encryptor)",
+    "sealed": f"None if {_NO_CREDENTIALS} else _sealed_text(content, encryptor)",
     str: "content.{0}",
     int: "content.{0}",
     HealthStatus: "_WORDS[content.{0}]",
@@ -49,7 +50,7 @@ _TO_JSON: Final[Mapping[object, str]] = {
     **_NOT_STORED,
     # Whoever writes the object says under which key.
     "key": "",
-    "sealed": '("null" if (sealed := _sealed_text(content, encryptor)) is None else quoted(sealed))',
+    "sealed": f'"null" if {_NO_CREDENTIALS} else quoted(_sealed_text(content, encryptor))',
     str: "quoted(content.{0})",
     int: "content.{0}",
     HealthStatus: "_QUOTED_WORDS[content.{0}]",
@@ -123,12 +124,10 @@ content_of_json: Callable[[Mapping[str, Any], CredentialEncryptor], Content] = c
 )
 
 
-def _sealed_text(content: Content, encryptor: CredentialEncryptor) -> str | None:
+def _sealed_text(content: Content, encryptor: CredentialEncryptor) -> str:
     """The credentials as they go to disk, sealed now unless that was done before."""
-    sealed = content.sealed
-    if sealed is None and (content.username is not None or content.password is not None):
-        sealed = encryptor.seal(content.username, content.password)
-    return None if sealed is None else sealed.decode()
+    sealed = content.sealed or encryptor.seal(content.username, content.password)
+    return sealed.decode() if sealed else ""
 
 
 def _open(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from proxystash.models import HealthStatus
 from proxystash_server.cache.coherence.uses import Access
@@ -88,6 +88,9 @@ class HeldEntry(NamedTuple):
     version: int
     has_failed: bool
 
+
+# Of a key that may be held, but nobody can say.
+PERHAPS_HELD: Final = HeldEntry(0, has_failed=False)
 
 # Gives the entry of a key, whole, or None; raises CacheUnavailableError where nobody can say.
 Read = Callable[[str], CacheEntry | None]
