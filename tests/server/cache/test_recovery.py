@@ -17,6 +17,7 @@ from proxystash_server.cache import (
     JsonlCacheTier,
     L2BackendType,
     SQLiteCacheTier,
+    TierState,
 )
 from proxystash_server.cache.coherence.feed import Change, ChangeKind
 from proxystash_server.cache.errors import TierError
@@ -258,6 +259,29 @@ def test_an_older_line_of_what_stood_in_memory_alone_brings_nothing_back(stash: 
     assert source_of(manager, "a") == "in memory"
     assert manager.delete("a")
     assert content_of(stash.reopen_after_kill()) == {}
+
+
+def test_l3_does_not_get_what_stood_in_memory_alone_before_the_journal_which_has_something_older(
+    stash: Stash,
+) -> None:
+    """Or that would be read again after a kill, while L3 is away."""
+    manager = stash.open()
+    with broken(manager.l3_tier):
+        fail_until_skipped(manager, manager.l3_tier)
+        put(manager, "a", source="in the journal")
+        with journal_broken(manager):
+            put(manager, "a", "b", source="in memory")
+    with journal_broken(manager), mock.patch("pathlib.Path.unlink", side_effect=OSError(5, "a fault")):
+        stash.recover(manager)
+        assert content_of(manager) == {"a": ("in memory", 0), "b": ("in memory", 0)}
+        assert manager.get_statistics().l3_stats.state is TierState.ACTIVE
+    stash.kill()
+    hidden = make_unreachable(stash.directory / "l3")
+    manager = stash.open()
+    assert source_of(manager, "a") == "in the journal"
+    make_reachable(stash.directory / "l3", hidden)
+    stash.recover(manager)
+    assert content_of(manager) == {"a": ("in the journal", 0), "b": ("in memory", 0)}
 
 
 @pytest.mark.parametrize("cut_off", [True, False])

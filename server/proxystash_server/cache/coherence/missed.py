@@ -214,6 +214,10 @@ class MissedChanges:
         places = list(self._places.items())
         return sum(not place.removes and key not in self._applied for key, place in places)
 
+    def has_older_line(self, key: str) -> bool:
+        """Whether the file has, or may have, another change of `key` than the last, which is unsaved."""
+        return key in self._unsaved and key in self._in_file
+
     def unsaved_keys(self) -> list[str]:
         """The keys whose last change stands in memory alone."""
         return list(self._unsaved)

@@ -389,10 +389,13 @@ class Recovery:
                 if not guard.write(guard.tier.clear_before, missed.cleared_at):
                     return False
                 missed.cleared()
+        # The journal first, where it has something older, which a crash would bring back.
+        self._save_what_is_unsaved()
         for batch in _batches(missed.keys()):
             with self._changes.lock, self._changes.lock_keys(batch):
+                batch = [key for key in batch if missed.covers(key) and not missed.has_older_line(key)]
                 try:
-                    writes = {key: self._missed_write(key) for key in batch if missed.covers(key)}
+                    writes = {key: self._missed_write(key) for key in batch}
                 except TierError:
                     return False
                 made = {key: write for key, write in writes.items() if write is not None}
