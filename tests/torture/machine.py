@@ -308,7 +308,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(
         first=_faults,
         before=_steps_in_trouble,
-        end=st.sampled_from(["restart", "crash", "maintain", "nothing"]),
+        end=st.sampled_from(["restart", "crash", "maintain", "damage", "nothing"]),
         then=_faults,
         after=_steps_in_trouble,
     )
@@ -327,6 +327,11 @@ class CacheMachine(RuleBasedStateMachine):
             self.restart(then)
         elif end == "crash":
             self.crash(then)
+        elif end == "damage":
+            self.faults.heal()
+            if self.l3_knows_all:
+                self.damage(KEYS[1])
+            self.break_parts(then)
         else:
             self.break_parts(then)
         if end == "maintain":
@@ -410,9 +415,9 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(key=_key)
     def damage(self, key: str) -> None:
         """A row of L3 is damaged, and L1 or L2 have what stood in it."""
-        if key not in self.manager.l1_tier and not (
-            self.manager._cache.serves(key) and key in self.held_by(L2)
-        ):
+        is_listed = not self.model.in_doubt(key) and self.model.known(key, self.clock.now_us) is not None
+        in_l2 = self.manager._cache.serves(key) and key in self.held_by(L2)
+        if not (is_listed and (in_l2 or key in self.manager.l1_tier)):
             return
         self.tally.add("corruptions")
         with closing(sqlite3.connect(self.directory / "l3" / "proxystash.db")) as l3, l3:

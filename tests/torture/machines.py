@@ -26,6 +26,11 @@ _MACHINES: Final[dict[str, type[CacheMachine]]] = {
 NAMES: Final = tuple(_MACHINES)
 
 
+def make_machine(name: str, tally: Tally) -> type[CacheMachine]:
+    """The machine that counts what it does in `tally`."""
+    return type(_MACHINES[name].__name__, (_MACHINES[name],), {"tally": tally})
+
+
 def run_machine(
     name: str, tally: Tally, *, examples: int, steps: int = 40, seed: int | None = None, shrink: bool = True
 ) -> None:
@@ -36,7 +41,7 @@ def run_machine(
     phases = set(hypothesis.Phase) - (
         set() if shrink else {hypothesis.Phase.shrink, hypothesis.Phase.explain}
     )
-    machine = type(_MACHINES[name].__name__, (_MACHINES[name],), {"tally": tally})
+    machine = make_machine(name, tally)
     if seed is not None:
         # Not the same examples for each of them.
         machine = hypothesis.seed(f"{seed} {name}")(machine)

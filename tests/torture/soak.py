@@ -212,7 +212,7 @@ class _Soak:
         return report
 
     def _let_time_pass(self, directory: Path, seconds: float) -> None:
-        """Take samples, and let faults come and go, of one tier at a time."""
+        """Take samples, and let faults come and go, of one tier or of both."""
         chance = random.Random(self.seed)
         started = time.monotonic()
         for number in range(_SAMPLES):
@@ -222,7 +222,7 @@ class _Soak:
                     if chance.random() < 0.5:
                         self.faults.fail_once(tier, chance.choice(["before", "after"]))
                     else:
-                        self.faults.take_down(tier)
+                        self.faults.take_down(*chance.choice([(tier,), (CacheTierType.L2, CacheTierType.L3)]))
                 elif chance.random() < 0.5:
                     self.faults.heal()
                 self.ended.wait(min(left, 0.2))

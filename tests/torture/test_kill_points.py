@@ -38,3 +38,17 @@ def test_a_lost_write_and_a_resurrection_would_be_noticed(l2_backend: L2BackendT
         store.model.delete(present)
         with pytest.raises(BreachError, match="resurrected"):
             store.check()
+
+
+@pytest.mark.parametrize("l2_backend", BACKENDS)
+def test_a_journal_that_is_not_gone_through_would_be_noticed(l2_backend: L2BackendType) -> None:
+    """Given a kill while L3 is away, and a next start that does not know what L3 has missed."""
+    with temporary_directory() as directory:
+        store = Store(directory, l2_backend, Tally(), random.Random(1))
+        while not store.missed:
+            assert store.run(kill_at="missed.after_append:10", l3_is_away=True)
+        store.run(operations=0, l3_is_away=True)
+        assert store.missed
+        (directory / "missed-changes.jsonl").unlink()
+        with pytest.raises(BreachError):
+            store.check()

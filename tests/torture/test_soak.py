@@ -12,7 +12,7 @@ from tests.torture.tally import Tally
 
 @pytest.mark.parametrize("l2_backend", BACKENDS)
 def test_memory_threads_descriptors_and_disk_stay_flat(l2_backend: L2BackendType) -> None:
-    """Given clients of the library and of the server, and one tier failing at a time."""
+    """Given clients of the library and of the server, and one of the disk tiers or both failing."""
     tally = Tally()
 
     report = run_soak(tally, l2_backend, seed=1, seconds=10)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
 from unittest import mock
 
 import pytest
 
-from proxystash_server.cache import JsonlCacheTier
+from proxystash_server.cache import CacheEntry, JsonlCacheTier
+from proxystash_server.cache.coherence.disk_cache import DiskCache
+from proxystash_server.cache.coherence.missed import MissedChanges
+from proxystash_server.cache.coherence.recovery import Recovery
 from proxystash_server.cache.tiers.base import Applied, Write
-from tests.torture.machines import NAMES, run_machine
+from tests.torture.machine import L2, L3, CacheMachine
+from tests.torture.machines import NAMES, make_machine, run_machine
 from tests.torture.tally import Tally
 
 _EXAMPLES = {"library": 50, "grpc": 15}
@@ -17,7 +22,7 @@ _EXAMPLES = {"library": 50, "grpc": 15}
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_cache_keeps_to_the_model(name: str) -> None:
-    """Every operation, clock steps, faults under one tier at a time, maintenance, restarts and crashes."""
+    """Every operation, clock steps, faults of any parts at a time, maintenance, restarts and crashes."""
     tally = Tally()
 
     run_machine(name, tally, examples=_EXAMPLES[name.split("-", maxsplit=1)[0]])
@@ -38,3 +43,102 @@ def test_a_planted_bug_is_found() -> None:
         pytest.raises(AssertionError),
     ):
         run_machine("library-jsonl", Tally(), examples=200, shrink=False)
+
+
+# -- a step of the protocol that is skipped, and the little that it takes to see that
+
+
+class Skipped(NamedTuple):
+    """A method of the cache, what it is replaced by, and what is then done with the machine."""
+
+    skipping: type
+    method: str
+    instead: Any
+    story: Sequence[Callable[[CacheMachine], object]]
+
+
+def _delete_what_l2_keeps(machine: CacheMachine) -> None:
+    machine.put(["k0", "k1"], 60, 0, False)
+    machine.break_part(L2, "before")
+    machine.delete("k0")
+
+
+def _read_what_is_doubted(recovery: Recovery, key: str) -> CacheEntry | None:
+    return recovery._l1.get(key) or recovery._cache.guard.get(key)[1]
+
+
+def _put_what_l3_misses(machine: CacheMachine) -> None:
+    machine.break_part(L3, "before")
+    machine.put(["k0"], 60, 0, False)
+
+
+def _let_l3_serve_at_once(recovery: Recovery) -> bool:
+    missed = recovery._missed
+    missed.cleared()
+    missed.mark_applied(missed.keys())
+    return True
+
+
+_SKIPPED: Final = {
+    "L2 is believed after a kill": Skipped(
+        Recovery,
+        "_start_cache_anew",
+        lambda _: None,
+        (_delete_what_l2_keeps, lambda machine: machine.crash()),
+    ),
+    "L2 is believed after a kill while L3 is away": Skipped(
+        DiskCache,
+        "works",
+        property(lambda cache: cache.guard.is_open),
+        (_delete_what_l2_keeps, lambda machine: machine.crash({L3: "down"}), lambda machine: machine.list()),
+    ),
+    "L2 is asked for what it could not take": Skipped(
+        DiskCache, "doubt", lambda _cache, _keys: None, (_delete_what_l2_keeps,)
+    ),
+    "L3 gets again from L2 what was deleted": Skipped(
+        Recovery,
+        "_in_faster_tiers",
+        _read_what_is_doubted,
+        (_delete_what_l2_keeps, lambda machine: machine.damage("k1")),
+    ),
+    "L3 serves before it has what it missed": Skipped(
+        Recovery, "_catch_up", _let_l3_serve_at_once, (_put_what_l3_misses, lambda machine: machine.restart())
+    ),
+    "L3 alone gets a change of what is in the journal": Skipped(
+        MissedChanges,
+        "holds",
+        lambda _missed, _key: False,
+        (_put_what_l3_misses, lambda machine: machine.delete("k0"), lambda machine: machine.crash()),
+    ),
+    "a change is acknowledged that nobody has": Skipped(
+        MissedChanges,
+        "append",
+        MissedChanges.note_unsaved,
+        (
+            lambda machine: machine.put(["k0"], 60, 0, False),
+            lambda machine: machine.break_part(L3, "before"),
+            lambda machine: machine.delete("k0"),
+            lambda machine: machine.crash(),
+        ),
+    ),
+}
+
+
+def _tell(name: str, story: Sequence[Callable[[CacheMachine], object]]) -> None:
+    machine = make_machine(name, Tally())()
+    try:
+        machine.start("lru", False)
+        for step in story:
+            step(machine)
+    finally:
+        machine.teardown()
+
+
+@pytest.mark.parametrize("name", ["library-jsonl", "library-sqlite-without-l1"])
+@pytest.mark.parametrize("skipped", _SKIPPED)
+def test_a_skipped_step_is_noticed(name: str, skipped: str) -> None:
+    skipping, method, instead, story = _SKIPPED[skipped]
+    _tell(name, story)
+
+    with mock.patch.object(skipping, method, instead), pytest.raises(AssertionError):
+        _tell(name, story)
