@@ -154,6 +154,15 @@ def test_a_delete_of_what_only_l3_may_have_is_told(stash: Stash, asked: bool) ->
     assert content_of(manager).keys() == {"b"}
 
 
+def test_a_delete_of_what_memory_alone_had_and_has_lost_is_told(stash: Stash) -> None:
+    manager = stash.open(l1_config=bounded(1))
+    with broken(manager.l3_tier, {"commit"}), journal_broken(manager):
+        put(manager, "a", "b")
+    listener = Listener(manager)
+    manager.delete("a")
+    assert listener.told == [(ChangeKind.DELETE, "a")]
+
+
 # -- a group that pushes out what it is about to store
 
 

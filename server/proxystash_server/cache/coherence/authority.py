@@ -177,7 +177,8 @@ class Authority:
         return not told or self._guard.write(self._guard.tier.note_uses, told)
 
     def _commit_both(self, keys: Sequence[str], decide: Decide, current: Read) -> Committed:
-        writes = _decide(keys, decide, current, knows_all=True)
+        # What memory alone had, and has lost, may still be told of.
+        writes = _decide(keys, decide, current, knows_all=False)
         try:
             self.missed.append(writes)
         except TierError:

@@ -36,7 +36,11 @@ class DiskCache:
 
     def serves(self, key: str) -> bool:
         """Whether it may be asked for `key`."""
-        return self.works and (not self.doubted or key not in self.doubted)
+        # `works`, written out: every lookup below L1 comes here.
+        guard = self.guard
+        if not self.believed or guard.breaker.is_open or not guard.enabled:
+            return False
+        return not self.doubted or key not in self.doubted
 
     def apply(self, writes: Sequence[Write]) -> tuple[bool, list[Applied]]:
         """Attempt changes: whether it took them, and what became of each."""
