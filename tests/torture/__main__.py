@@ -13,6 +13,8 @@ import time
 import traceback
 from collections.abc import Callable
 
+from proxystash_server.cache import CacheTierType
+from tests.torture.failing_tier import check_under_faults
 from tests.torture.kill_points import find_points, kill_everywhere
 from tests.torture.killed_server import check_under_kills
 from tests.torture.machines import NAMES, run_machine
@@ -22,7 +24,8 @@ from tests.torture.tally import Tally
 
 # What part of the time each takes; the kill points go on until each was hit, however long that takes.
 _SHARES = {"kill points": 0.25, "linearizability": 0.25, "state machine": 0.25, "soak": 0.25}
-_EXAMPLES_AT_A_TIME = 20
+# Those over gRPC take longer, and meet no faults.
+_EXAMPLES_AT_A_TIME = {"library": 40, "grpc": 10}
 
 
 def torture_kill_points(tally: Tally, seed: int, seconds: float) -> None:
@@ -41,14 +44,20 @@ def torture_kill_points(tally: Tally, seed: int, seconds: float) -> None:
 
 
 def torture_linearizability(tally: Tally, seed: int, seconds: float) -> None:
-    """Histories of a server that is killed again and again; each backend for half of the time."""
+    """Histories of a server that is killed again and again, and of a cache one of whose tiers fails."""
+    share = seconds / len(BACKENDS) / 2
     for l2_backend in BACKENDS:
-        until = time.monotonic() + seconds / len(BACKENDS)
+        until = time.monotonic() + share
         histories = operations = 0
         while not histories or time.monotonic() < until:
             left = min(60.0, max(5.0, until - time.monotonic()))
             operations += len(check_under_kills(tally, l2_backend, seed + histories, left))
             histories += 1
+        until = time.monotonic() + share
+        while time.monotonic() < until:
+            for failing in (CacheTierType.L2, CacheTierType.L3):
+                operations += len(check_under_faults(tally, l2_backend, failing, seed + histories, 2))
+                histories += 1
         print(f"  {l2_backend}: {operations:,} operations in {histories} histories, each explained")
 
 
@@ -58,11 +67,12 @@ def torture_with_machines(tally: Tally, seed: int, seconds: float) -> None:
     rounds = 0
     while not rounds or time.monotonic() < until:
         for name in NAMES:
-            run_machine(name, tally, examples=_EXAMPLES_AT_A_TIME, seed=seed + rounds)
+            examples = _EXAMPLES_AT_A_TIME[name.split("-", maxsplit=1)[0]]
+            run_machine(name, tally, examples=examples, seed=seed + rounds)
             if rounds and time.monotonic() > until:
                 break
         rounds += 1
-    print(f"  {len(NAMES)} machines, {rounds} rounds of {_EXAMPLES_AT_A_TIME} examples each")
+    print(f"  {len(NAMES)} machines, {rounds} rounds")
 
 
 def torture_by_soaking(tally: Tally, seed: int, seconds: float) -> None:
