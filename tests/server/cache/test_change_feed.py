@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import random
+import sqlite3
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -30,6 +32,7 @@ from tests.server.cache.support import (
     bounded,
     broken,
     content_of,
+    fail_until_skipped,
     nothing_writable,
     put,
     run_in_threads,
@@ -283,6 +286,46 @@ def test_what_the_authority_misses_is_told_when_it_is_made_and_not_again_when_it
     assert content_of(manager) == {"a": ("missed", 0), "c": ("", 1)}
 
 
+@pytest.mark.parametrize("asked", [True, False], ids=["L3 fails", "L3 is skipped"])
+def test_removals_that_the_authority_misses_are_told_once_too(stash: Stash, asked: bool) -> None:
+    manager = stash.open(failure_threshold=1)
+    put(manager, "a", "b", "c")
+    put(manager, "d", ttl_us=1_000_000)
+    feed = Feed(manager)
+    stash.clock.advance(1)
+    with broken(manager.l3_tier):
+        if not asked:
+            fail_until_skipped(manager, manager.l3_tier)
+        assert manager.get("d") is None
+        assert manager.invalidate_by_health("a").evicted
+        manager.clear()
+        put(manager, "b", source="after")
+    expected = [
+        (EXPIRY, "d", EvictionCause.TTL),
+        (EVICTION, "a", EvictionCause.HEALTH),
+        (CLEAR, "", None),
+        (PUT, "b", None),
+    ]
+    assert feed.told == expected
+    stash.recover(manager)
+    assert feed.told == expected
+    feed.check_order()
+    assert content_of(manager) == {"b": ("after", 0)}
+
+
+def test_what_the_authority_evicts_when_it_catches_up_is_told_then(stash: Stash) -> None:
+    manager = stash.open(l3_config=bounded(2, "fifo"))
+    put(manager, "a", "b")
+    feed = Feed(manager)
+    with broken(manager.l3_tier):
+        put(manager, "c")
+    assert feed.told == [(PUT, "c", None)]
+    stash.recover(manager)
+    assert feed.told == [(PUT, "c", None), (EVICTION, "a", EvictionCause.CAPACITY)]
+    feed.check_order()
+    assert content_of(manager).keys() == set("bc")
+
+
 # -- when it is told
 
 
@@ -308,6 +351,58 @@ def test_a_change_is_told_when_every_tier_has_it(stash: Stash) -> None:
     manager.clear()
     kinds = [PUT, PUT, PUT, HEALTH, EVICTION, DELETE, PUT, EXPIRY, CLEAR]
     assert [kind for kind, _ in seen] == kinds
+
+
+@pytest.mark.parametrize("cause", [EvictionCause.CAPACITY, EvictionCause.TTL])
+def test_a_removal_that_nobody_asked_for_is_told_when_no_tier_has_the_entry(
+    stash: Stash, cause: EvictionCause
+) -> None:
+    manager = stash.open(l3_config=bounded(2, "fifo"))
+    put(manager, "a", "b", ttl_us=HOUR * 1_000_000)
+    tiers = (manager.l1_tier, manager.l2_tier, manager.l3_tier)
+    left: dict[str, list[CacheEntry | None]] = {}
+
+    def look(changes: Sequence[Change]) -> None:
+        for change in changes:
+            if change.cause is cause:
+                left[change.key] = [tier.get(change.key) for tier in tiers]
+
+    manager.subscribe(look)
+    assert all(tier.get("a") is not None for tier in tiers)
+    if cause is EvictionCause.CAPACITY:
+        put(manager, "c")
+    else:
+        expire_by_a_get(manager)
+    assert left == {"a": [None] * 3}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"l1_config": SWITCHED_OFF}, {"l1_config": SWITCHED_OFF, "l2_config": SWITCHED_OFF}],
+    ids=["L1 has it", "L2 has it", "nobody else has it"],
+)
+def test_a_reset_is_told_when_the_authority_has_what_could_be_saved_of_a_damaged_row(
+    stash: Stash, config: dict[str, object]
+) -> None:
+    manager = stash.open(**config)
+    put(manager, "a", "b", source="sound")
+    feed = Feed(manager)
+    held: list[CacheEntry | None] = []
+    manager.subscribe(lambda _changes: held.append(manager.l3_tier.get("a")))
+    with closing(sqlite3.connect(stash.directory / "l3" / "proxystash.db")) as connection, connection:
+        connection.execute("UPDATE entries SET source = 'damaged' WHERE key = 'a'")
+    # Whoever reads every row comes across it.
+    content_of(manager)
+    saved = manager.l1_tier.get("a") or manager.l2_tier.get("a")
+    assert (saved is None) == (not manager.l1_tier.enabled and not manager.l2_tier.enabled)
+    assert held == [saved]
+    assert [(change.kind, change.key, change.entry) for change in feed.changes] == [
+        (ChangeKind.RESET, "", None)
+    ]
+    manager.maintain()
+    assert len(feed.calls) == 1
+    put(manager, "a")
+    feed.check_order()
 
 
 @pytest.mark.parametrize("change", ["put", "failure", "delete", "clear"])
