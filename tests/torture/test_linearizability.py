@@ -1,4 +1,4 @@
-"""What eight clients see of a server that is killed again and again fits one order of events."""
+"""What clients see of a server that is killed, or of a cache whose tiers fail, fits one order of events."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from proxystash_server.cache import L2BackendType
+from proxystash_server.cache import CacheTierType, L2BackendType
+from tests.torture.failing_tier import check_under_faults
 from tests.torture.histories import record
 from tests.torture.killed_server import check_under_kills
 from tests.torture.linearizability import Operation, check_history, check_key
@@ -26,6 +27,20 @@ def test_clients_of_a_server_that_is_killed_again_and_again_see_one_order(l2_bac
     history = check_under_kills(tally, l2_backend, seed=1, seconds=9)
 
     assert tally["kills"]
+    assert any(one.kind == "get" and one.value is not None for one in history)
+
+
+@pytest.mark.parametrize("l2_backend", BACKENDS)
+@pytest.mark.parametrize("failing", [CacheTierType.L2, CacheTierType.L3])
+def test_threads_see_one_order_while_a_tier_fails_again_and_again(
+    l2_backend: L2BackendType, failing: CacheTierType
+) -> None:
+    """Given faults that come and go at random moments, as reads, changes and the recovery go on."""
+    tally = Tally()
+
+    history = check_under_faults(tally, l2_backend, failing, seed=1, seconds=2)
+
+    assert tally["faults"]
     assert any(one.kind == "get" and one.value is not None for one in history)
 
 
