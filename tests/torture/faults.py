@@ -16,6 +16,7 @@ from proxystash_server.cache.errors import TierError
 from proxystash_server.cache.tiers.jsonl.shard import Segment
 
 OneFault = Literal["before", "after"]
+Fault = OneFault | Literal["down"]
 # What can fail: a disk tier, or the journal.
 Part = CacheTierType | Literal["journal"]
 JOURNAL: Final = "journal"

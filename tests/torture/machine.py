@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sqlite3
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-import proxystash
 from proxystash_server.cache import (
     CacheConfig,
     CacheManager,
@@ -23,10 +21,8 @@ from proxystash_server.cache import (
     StoreError,
     TierState,
 )
-from proxystash_server.cache.coherence.feed import Change, ChangeKind
 from proxystash_server.cache.setup import missed_changes_path
-from tests.support.rpc import serving
-from tests.torture.faults import JOURNAL, Faults, OneFault, Part
+from tests.torture.faults import JOURNAL, Fault, Faults, Part
 from tests.torture.model import Model, Seen, State
 from tests.torture.stores import (
     SECOND_US,
@@ -35,18 +31,16 @@ from tests.torture.stores import (
     FakeMonotonic,
     LibraryDriver,
     RefusedError,
-    RpcDriver,
     all_of,
-    credentials_of,
     disagreements,
     eager_compaction,
     is_complete,
     l3_knows_all,
     make_config,
     numbered_keys,
-    seen_in,
     temporary_directory,
 )
+from tests.torture.subscriber import Subscriber
 from tests.torture.tally import Tally
 
 KEYS = numbered_keys(6)
@@ -57,11 +51,12 @@ L2, L3 = CacheTierType.L2, CacheTierType.L3
 _PARTS: Final[tuple[Part, ...]] = (L2, L3, JOURNAL)
 
 _part = st.sampled_from(_PARTS)
-_how: st.SearchStrategy[OneFault | Literal["down"]] = st.sampled_from(["before", "after", "down"])
+_how: st.SearchStrategy[Fault] = st.sampled_from(["before", "after", "down"])
 _faults = st.dictionaries(_part, _how)
 _key = st.sampled_from(KEYS)
-_keys = st.lists(_key, min_size=1, max_size=3, unique=True)
-_ttl = st.sampled_from([1, 60, 3600])
+some_keys = st.lists(_key, min_size=1, max_size=3, unique=True)
+some_ttl = st.sampled_from([1, 60, 3600])
+_when = st.sampled_from(["after an end", "after a kill", "while it runs"])
 _step = st.sampled_from([
     "put", "put", "put", "get", "get", "delete", "delete", "invalidate", "maintain", "list", "clear",
 ])  # fmt: skip
@@ -188,7 +183,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     # -- operations
 
-    @rule(keys=_keys, ttl=_ttl, failures=st.integers(0, 3), healthy=st.booleans())
+    @rule(keys=some_keys, ttl=some_ttl, failures=st.integers(0, 3), healthy=st.booleans())
     def put(self, keys: list[str], ttl: int, failures: int, healthy: bool) -> None:
         tag = self.new_tag()
         unknown, may_be_refused = self.unknown(), self.may_be_refused(keys)
@@ -234,7 +229,7 @@ class CacheMachine(RuleBasedStateMachine):
         if taken and not lasts:
             self.model.may_fall_back(key, before)
 
-    @rule(keys=_keys)
+    @rule(keys=some_keys)
     def get(self, keys: list[str]) -> None:
         unknown = self.unknown()
         seen = self.attempt(self.driver.get, keys, may_be_refused=not unknown.isdisjoint(keys))
@@ -314,10 +309,10 @@ class CacheMachine(RuleBasedStateMachine):
     )
     def trouble(
         self,
-        first: dict[Part, OneFault | Literal["down"]],
+        first: dict[Part, Fault],
         before: Sequence[tuple[str, str]],
         end: str,
-        then: dict[Part, OneFault | Literal["down"]],
+        then: dict[Part, Fault],
         after: Sequence[tuple[str, str]],
     ) -> None:
         """Faults come, others take their place, where the run may end in between, and all of them go."""
@@ -368,14 +363,14 @@ class CacheMachine(RuleBasedStateMachine):
         self.manager.cleanup_expired()
 
     @rule(then=_faults)
-    def restart(self, then: dict[Part, OneFault | Literal["down"]] | None = None) -> None:
+    def restart(self, then: dict[Part, Fault] | None = None) -> None:
         """The next run begins with other faults."""
         self.close()
         self.break_parts(then or {})
         self.open()
 
     @rule(then=_faults)
-    def crash(self, then: dict[Part, OneFault | Literal["down"]] | None = None) -> None:
+    def crash(self, then: dict[Part, Fault] | None = None) -> None:
         """The same after a kill."""
         self.kill()
         self.break_parts(then or {})
@@ -398,18 +393,35 @@ class CacheMachine(RuleBasedStateMachine):
             self.session.close()
         shutil.rmtree(abandoned)
 
-    @precondition(lambda self: self.complete and {*self.held_by(L2)} == {*self.held_by(L3)})
-    @rule(abruptly=st.booleans())
-    def lose_l3(self, abruptly: bool) -> None:
-        """L3's directory is gone at the next start, and L2 has everything."""
-        self.tally.add("corruptions")
-        if abruptly:
-            self.kill()
-        else:
-            self.close()
-        shutil.rmtree(self.directory / "l3")
-        self.open()
+    @precondition(lambda self: not self.faults.any)
+    @rule(when=_when)
+    def lose_l2(self, when: str) -> None:
+        """L2's directory is gone."""
+        self.lose(L2, when)
+
+    @precondition(lambda self: self.complete and self.l2_has_everything)
+    @rule(when=_when, meanwhile=_steps_in_trouble)
+    def lose_l3(self, when: str, meanwhile: Sequence[tuple[str, str]]) -> None:
+        """L3's directory is gone, and L2 has everything, and will keep it."""
+        self.lose(L3, when)
+        self.use(meanwhile)
+        self.maintain()
         assert self.complete
+
+    def lose(self, tier: CacheTierType, when: str) -> None:
+        self.tally.add("corruptions")
+        if when == "after a kill":
+            self.kill()
+        elif when == "after an end":
+            self.close()
+        # It is not there if it was lost before.
+        shutil.rmtree(self.directory / tier, ignore_errors=True)
+        if when == "while it runs":
+            # Noticed by the next write.
+            guard = self.manager._reads.guards[tier is L3]
+            assert not guard.is_open or not guard.write(guard.tier.probe)
+        else:
+            self.open()
 
     @precondition(lambda self: self.l3_knows_all and not self.faults.may_strike(L2))
     @rule(key=_key)
@@ -427,10 +439,14 @@ class CacheMachine(RuleBasedStateMachine):
         self.list()
         assert self.l3_knows_all
 
+    @property
+    def l2_has_everything(self) -> bool:
+        return self.l2.max_entries is None and {*self.held_by(L2)} == {*self.held_by(L3)}
+
     def held_by(self, tier: CacheTierType) -> Sequence[str]:
         return (self.manager.l2_tier if tier is L2 else self.manager.l3_tier).keys()
 
-    def break_parts(self, faults: dict[Part, OneFault | Literal["down"]]) -> None:
+    def break_parts(self, faults: dict[Part, Fault]) -> None:
         """Let just these faults be there from now on."""
         self.faults.heal()
         for part, how in faults.items() if self.faulty else ():
@@ -438,7 +454,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.faulty)
     @rule(part=_part, how=_how)
-    def break_part(self, part: Part, how: OneFault | Literal["down"]) -> None:
+    def break_part(self, part: Part, how: Fault) -> None:
         if how == "down":
             self.faults.take_down(part)
         else:
@@ -484,86 +500,3 @@ class CacheMachine(RuleBasedStateMachine):
     def new_tag(self) -> str:
         self.tags += 1
         return f"t{self.tags}"
-
-
-class Subscriber:
-    """Keeps a copy of the cache from what the change feed tells, begun anew where that says so."""
-
-    def __init__(self) -> None:
-        self._copy: dict[str, tuple[Seen, int]] | None = None
-        self._revision = 0
-        self._out_of_order: Change | None = None
-
-    def hear(self, changes: Sequence[Change]) -> None:
-        for change in changes:
-            if change.revision <= self._revision:
-                self._out_of_order = change
-            self._revision = change.revision
-            if change.kind is ChangeKind.RESET:
-                self._copy = None
-            elif self._copy is None:
-                continue
-            elif change.kind is ChangeKind.CLEAR:
-                self._copy.clear()
-            elif change.entry is not None:
-                self._copy[change.key] = seen_in(change.entry), change.entry.expires_at_us
-            else:
-                self._copy.pop(change.key, None)
-
-    def compare(self, listed: dict[str, Seen], manager: CacheManager, now_us: int) -> None:
-        """Given an exact list: the copy is the same."""
-        assert self._out_of_order is None, f"told out of order: {self._out_of_order}"
-        if self._copy is None:
-            # With what has expired: the clock may be set back.
-            entries = map(manager.l3_tier.get, manager.l3_tier.keys())
-            self._copy = {entry.key: (seen_in(entry), entry.expires_at_us) for entry in entries if entry}
-        live = {key: seen for key, (seen, expires_at_us) in self._copy.items() if expires_at_us > now_us}
-        assert live == listed, f"a subscriber has {live}, the cache {listed}"
-
-
-class LibraryMachine(CacheMachine):
-    """With what only the library has: warming from files, and exporting to them."""
-
-    @rule(keys=_keys, ttl=_ttl)
-    def warm(self, keys: list[str], ttl: int) -> None:
-        tag = self.new_tag()
-        unknown, may_be_refused = self.unknown(), self.may_be_refused(keys)
-        path = self.directory.with_name("warm.jsonl")
-        with path.open("w") as file:
-            for key in keys:
-                username, password = credentials_of(key, tag)
-                record = {
-                    "proxy_url": f"http://{key}.example:80",
-                    "key": key,
-                    "source": tag,
-                    "ttl_seconds": ttl,
-                }
-                secrets = {"username": username, "password": password} if username else {}
-                file.write(json.dumps({**record, **secrets, "labels": {"tag": tag}}) + "\n")
-        result = self.manager.warm_from_file(str(path))
-        assert result["loaded"] == len(keys) or may_be_refused, result
-        self.tally.add("operations", len(keys))
-        new = State(tag, 0, self.clock.now_us + ttl * SECOND_US)
-        for key in keys:
-            taken = result["loaded"] == len(keys)
-            self.has_put(key, new, blind=key in unknown, taken=taken, lasts=not may_be_refused)
-
-    @precondition(lambda self: self.l3_knows_all)
-    @rule()
-    def export(self) -> None:
-        path = self.directory.with_name("export.jsonl")
-        self.manager.export_to_file(str(path), include_credentials=True)
-        records = [json.loads(line) for line in path.read_text().splitlines()]
-        seen = {one["key"]: Seen(one["source"], one.get("failure_count", 0)) for one in records}
-        self.has_seen(dict(all_of(KEYS, seen)), frozenset(), "an export")
-
-
-class GrpcMachine(CacheMachine):
-    """The same through a server and its client. A small L2, so that entries come from every tier."""
-
-    l2_max_entries = (4, 4)
-    faulty = False
-
-    def connect(self) -> Driver:
-        server = self.session.enter_context(serving(self.manager, threads=2))
-        return RpcDriver(self.session.enter_context(proxystash.Client(server.address, retry=None)))

@@ -1,16 +1,70 @@
-"""Running the state machines: each of them for a number of examples, from a seed or always the same."""
+"""The state machines, and running them: each for a number of examples, from a seed or always the same."""
 
 from __future__ import annotations
 
+import json
 from typing import Final
 from unittest import mock
 
 import hypothesis
-from hypothesis.stateful import run_state_machine_as_test
+from hypothesis.stateful import precondition, rule, run_state_machine_as_test
 
+import proxystash
 from proxystash_server.cache import CacheTierConfig, L2BackendType
-from tests.torture.machine import CacheMachine, GrpcMachine, LibraryMachine
+from tests.support.rpc import serving
+from tests.torture.machine import KEYS, CacheMachine, some_keys, some_ttl
+from tests.torture.model import Seen, State
+from tests.torture.stores import SECOND_US, Driver, RpcDriver, all_of, credentials_of
 from tests.torture.tally import BreachError, Tally
+
+
+class LibraryMachine(CacheMachine):
+    """With what only the library has: warming from files, and exporting to them."""
+
+    @rule(keys=some_keys, ttl=some_ttl)
+    def warm(self, keys: list[str], ttl: int) -> None:
+        tag = self.new_tag()
+        unknown, may_be_refused = self.unknown(), self.may_be_refused(keys)
+        path = self.directory.with_name("warm.jsonl")
+        with path.open("w") as file:
+            for key in keys:
+                username, password = credentials_of(key, tag)
+                record = {
+                    "proxy_url": f"http://{key}.example:80",
+                    "key": key,
+                    "source": tag,
+                    "ttl_seconds": ttl,
+                }
+                secrets = {"username": username, "password": password} if username else {}
+                file.write(json.dumps({**record, **secrets, "labels": {"tag": tag}}) + "\n")
+        result = self.manager.warm_from_file(str(path))
+        assert result["loaded"] == len(keys) or may_be_refused, result
+        self.tally.add("operations", len(keys))
+        new = State(tag, 0, self.clock.now_us + ttl * SECOND_US)
+        for key in keys:
+            taken = result["loaded"] == len(keys)
+            self.has_put(key, new, blind=key in unknown, taken=taken, lasts=not may_be_refused)
+
+    @precondition(lambda self: self.l3_knows_all)
+    @rule()
+    def export(self) -> None:
+        path = self.directory.with_name("export.jsonl")
+        self.manager.export_to_file(str(path), include_credentials=True)
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        seen = {one["key"]: Seen(one["source"], one.get("failure_count", 0)) for one in records}
+        self.has_seen(dict(all_of(KEYS, seen)), frozenset(), "an export")
+
+
+class GrpcMachine(CacheMachine):
+    """The same through a server and its client. A small L2, so that entries come from every tier."""
+
+    l2_max_entries = (4, 4)
+    faulty = False
+
+    def connect(self) -> Driver:
+        server = self.session.enter_context(serving(self.manager, threads=2))
+        return RpcDriver(self.session.enter_context(proxystash.Client(server.address, retry=None)))
+
 
 # Instead of the five minutes of hypothesis, which the time limit of a test would cut off with the report.
 _SHRINKING_SECONDS: Final = 60

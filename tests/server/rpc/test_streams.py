@@ -192,6 +192,8 @@ def test_nothing_is_sent_to_a_client_that_has_gone(sender: StreamSender) -> None
     sender.end_all(SHUTTING_DOWN)
     assert here.wait_until_sent(1) == [None]
     sender.offer(here_end, number(4))
+    gone.wait_until_sent(1)
+    sender.close()
     assert gone.sent == [number(1)]
     assert here.sent == [None]
 
