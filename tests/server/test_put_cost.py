@@ -72,4 +72,4 @@ def _cost_of_a_put(meter: Meter, manager: CacheManager, number: int, folder: Pat
 
 
 def _jsonl_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("shard-*.jsonl"))
+    return sum(path.stat().st_size for path in folder.rglob("entries.jsonl"))

@@ -13,7 +13,7 @@ from unittest import mock
 from proxystash_server.cache import CacheTierType, DiskTier, JsonlCacheTier, SQLiteCacheTier
 from proxystash_server.cache.coherence.missed import MissedChanges
 from proxystash_server.cache.errors import TierError
-from proxystash_server.cache.tiers.jsonl.shard import Segment
+from proxystash_server.cache.tiers.jsonl.log import LogFile
 
 OneFault = Literal["before", "after"]
 Fault = OneFault | Literal["down"]
@@ -93,7 +93,7 @@ class Faults:
             mock.patch(f"{cache}.setup.JsonlCacheTier", self._faulty_tier(JsonlCacheTier)),
             mock.patch(f"{cache}.setup.SQLiteCacheTier", self._faulty_tier(SQLiteCacheTier)),
             mock.patch(f"{cache}.manager.MissedChanges", self._faulty_journal()),
-            mock.patch(f"{cache}.coherence.missed.Segment", self._faulty_segment()),
+            mock.patch(f"{cache}.coherence.missed.LogFile", self._faulty_log()),
         ):
             yield
 
@@ -133,28 +133,28 @@ class Faults:
         finish = self._failing(MissedChanges.finish, lambda _journal: JOURNAL, TierError)
         return type("FaultyMissedChanges", (MissedChanges,), {"finish": finish})
 
-    def _faulty_segment(self) -> type[Segment]:
+    def _faulty_log(self) -> type[LogFile]:
         """The journal's file. What cuts it off after a fault fails only if everything does."""
         faults = self
 
-        class FaultySegment(Segment):
+        class FaultyLogFile(LogFile):
             __slots__ = ()
 
-            def __init__(self, path: Path, flags: int = 0) -> None:
+            def __init__(self, path: Path, *args: Any, **options: Any) -> None:
                 self._descriptor = -1
                 if faults._strike(JOURNAL) is not None:
                     raise _error("open")
-                super().__init__(path, flags)
+                super().__init__(path, *args, **options)
 
             def truncate(self, size: int) -> None:
                 if faults._strike(JOURNAL, only_if_down=True) is not None:
                     raise _error("truncate")
                 super().truncate(size)
 
-        for name in ("read", "read_all", "write"):
-            operation = self._failing(getattr(Segment, name), lambda _segment: JOURNAL, _error)
-            setattr(FaultySegment, name, operation)
-        return FaultySegment
+        for name in ("read", "lines", "write"):
+            operation = self._failing(getattr(LogFile, name), lambda _log: JOURNAL, _error)
+            setattr(FaultyLogFile, name, operation)
+        return FaultyLogFile
 
 
 def _error(what: str) -> OSError:

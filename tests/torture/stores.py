@@ -80,8 +80,8 @@ def make_config(
 
 @contextmanager
 def eager_compaction() -> Iterator[None]:
-    """Let a shard be compacted when little of it is garbage."""
-    with mock.patch("proxystash_server.cache.tiers.jsonl.shard._GARBAGE_WORTH_COMPACTING", 512):
+    """Let a file be compacted when little of it is garbage."""
+    with mock.patch("proxystash_server.cache.tiers.jsonl.tier._GARBAGE_WORTH_COMPACTING", 512):
         yield
 
 

@@ -1,10 +1,14 @@
-"""The SQLite backend's file as it was before format 2, and before format 3."""
+"""The stores of both backends as they were in earlier formats."""
 
 from __future__ import annotations
 
+import json
 import sqlite3
+import zlib
 from contextlib import closing
 from pathlib import Path
+
+from proxystash_server.cache.tiers.jsonl.line import encode_body, finish_line
 
 # As the releases that wrote format 1 had it.
 FORMAT_1 = """
@@ -66,3 +70,18 @@ def turn_into_format_1(path: Path) -> None:
             "FROM newer.meta WHERE name NOT IN ('sealed_at', 'alone', 'incomplete')"
         )
     newer.unlink()
+
+
+def turn_jsonl_into_format_1(directory: Path) -> None:
+    """Put in the place of a closed JSONL store one of format 1 with the same content."""
+    shards = dict.fromkeys(range(8), b"")
+    for line in (directory / "entries.jsonl").read_bytes().splitlines(keepends=True)[1:]:
+        shards[zlib.crc32(json.loads(line).get("key", "").encode()) % 8] += line
+    (directory / "entries.jsonl").unlink()
+    for number, lines in shards.items():
+        header = {"op": "header", "format": "proxystash-jsonl", "version": 1, "shard": number, "shards": 8}
+        path = directory / f"shard-{number}.jsonl"
+        path.write_bytes(finish_line(encode_body(header), 0) + lines)
+    meta = json.loads((directory / "meta.json").read_bytes())
+    names = {"format": "proxystash-jsonl", "version": 1, "store_id": meta["id"], "partner_id": ""}
+    (directory / "meta.json").write_text(json.dumps({**names, "key_check": meta["key_check"]}))

@@ -66,13 +66,13 @@ def check_files(directory: Path) -> None:
                 assert keys == counted, f"{path.name} has a key twice"
                 kept = connection.execute("SELECT value FROM meta WHERE name = 'entries'").fetchone()
                 assert counted == kept, f"{path.name} miscounts its entries"
-        if path.name.startswith("shard-"):
+        if path.name == "entries.jsonl":
             for line in path.read_bytes().splitlines():
                 check_line(line)
 
 
 def check_line(line: bytes) -> None:
-    """Assert that a line of a shard is JSON whose last field is the CRC-32 of what stands before it."""
+    """Assert that a line of a JSONL file is JSON whose last field is the CRC-32 of what stands before it."""
     before, separator, _ = line.rpartition(b',"crc":"')
     assert separator
     assert json.loads(line)["crc"] == f"{zlib.crc32(before):08x}"

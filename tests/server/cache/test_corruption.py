@@ -49,7 +49,7 @@ def damage_record(stash: Stash, name: str, key: str) -> None:
     if name == "l2" and not database(stash, "l2").exists():
         [path] = [
             path
-            for path in (stash.directory / "l2").glob("shard-*")
+            for path in (stash.directory / "l2").glob("entries.jsonl")
             if f'"key":"{key}"'.encode() in path.read_bytes()
         ]
         flip_byte(path, path.read_bytes().index(f'"key":"{key}"'.encode()) + 60)
@@ -165,7 +165,7 @@ def test_damaged_files_of_one_tier_cost_no_entry_that_the_other_tier_has(
     put(stash.open(), *KEYS, source="sound", labels={"filler": "x" * 250})
     stash.close()
     path = database(stash, name)
-    for file in [path] if path.exists() else (stash.directory / "l2").glob("shard-*"):
+    for file in [path] if path.exists() else (stash.directory / "l2").glob("entries.jsonl"):
         data = bytearray(file.read_bytes())
         DAMAGE[damage](data)
         file.write_bytes(bytes(data))
@@ -199,7 +199,7 @@ def test_a_log_that_lost_its_end_between_two_lines_serves_nothing_outdated(
     put(manager, *KEYS, source="sound")
     manager.delete("deleted")
     stash.close()
-    for path in (stash.directory / "l2").glob("shard-*"):
+    for path in (stash.directory / "l2").glob("entries.jsonl"):
         path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-lines]))
     manager = stash.open(l2_backend=L2BackendType.JSONL)
     assert manager.get("deleted") is None

@@ -94,8 +94,7 @@ class TierStore(Store):
     def reopen(self) -> None:
         if isinstance(self.tier, JsonlCacheTier):
             # A compaction before the restart must not make a difference.
-            for shard in self.tier._shards[::2]:
-                shard.needs_compaction = True
+            self.tier._needs_compaction = True
             self.tier.maintain()
         if isinstance(self.tier, DiskTier):
             self.tier.close()

@@ -358,7 +358,7 @@ def test_a_get_does_not_wait_for_a_commit_under_way(stash: Stash, stored_in: str
     put(manager, "in-l3", "in-l2")
     manager = stash.reopen(l2_config=bounded(1))
     lock = (
-        manager.l2_tier._commit_lock  # type: ignore[attr-defined]
+        manager.l2_tier.commit_lock  # type: ignore[attr-defined]
         if manager.l2_tier.backend == "jsonl"
         else manager.l2_tier._database._lock  # type: ignore[attr-defined]
     )

@@ -17,7 +17,7 @@ from proxystash_server.cache import CacheEntry, CredentialEncryptor, EncryptionK
 from proxystash_server.cache.coherence.missed import FORMAT, FORMAT_VERSION
 from proxystash_server.cache.errors import StoreError, StoreFormatError
 from proxystash_server.cache.tiers.base import Write
-from proxystash_server.cache.tiers.jsonl.shard import encode_body, finish_line
+from proxystash_server.cache.tiers.jsonl.line import encode_body, finish_line
 from tests.server.cache.invariants import check_line
 from tests.server.cache.journal import (
     CHANGES,
@@ -144,7 +144,8 @@ def test_a_change_that_can_no_longer_be_read_is_told_from_one_that_can_and_its_l
     with path.open("r+b") as file:
         file.seek(path.read_bytes().index(b"sound"))
         file.write(b"s0und")
-    assert missed.read("damaged") is None
+    with pytest.raises(ValueError, match="damaged"):
+        missed.read("damaged")
     assert missed.write_of("damaged") is None
     assert missed.write_of("intact") == put("intact", 2)
     missed.mark_applied(["damaged", "intact"])

@@ -15,7 +15,7 @@ from proxystash_server.cache.coherence import missed as missed_module
 from proxystash_server.cache.coherence.missed import MissedChanges
 from proxystash_server.cache.errors import TierError
 from proxystash_server.cache.tiers.base import Write
-from proxystash_server.cache.tiers.jsonl.shard import Segment
+from proxystash_server.cache.tiers.jsonl.log import LogFile
 from tests.server.cache.journal import (
     CHANGES,
     OpenJournal,
@@ -60,16 +60,11 @@ class Disk:
 
     def keep_what_was_written(self) -> None:
         """From now on, what a failed write has left cannot be cut off."""
-        truncate = Segment.truncate
-        calls = [0]
 
-        def truncate_before_an_append(segment: Segment, size: int) -> None:
-            calls[0] += 1
-            if calls[0] % 2 == 0:
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-            truncate(segment, size)
+        def fail(_log: LogFile, _size: int) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-        self._monkeypatch.setattr(Segment, "truncate", truncate_before_an_append)
+        self._monkeypatch.setattr(LogFile, "truncate", fail)
 
     def mend(self) -> None:
         self._monkeypatch.undo()

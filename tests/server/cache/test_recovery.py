@@ -21,7 +21,7 @@ from proxystash_server.cache import (
 )
 from proxystash_server.cache.coherence.feed import Change, ChangeKind
 from proxystash_server.cache.errors import TierError
-from proxystash_server.cache.tiers.jsonl.shard import Segment
+from proxystash_server.cache.tiers.jsonl.log import LogFile
 from tests.server.cache.stash import Stash
 from tests.server.cache.support import (
     READS,
@@ -56,14 +56,14 @@ def source_of(manager: CacheManager, key: str) -> str | None:
 @contextmanager
 def segment_failing(operation: str, *, after_doing_it: bool = False) -> Iterator[None]:
     """One operation on a file of JSON lines, as the journal's, fails for a while."""
-    intact = getattr(Segment, operation)
+    intact = getattr(LogFile, operation)
 
-    def fail(self: Segment, *args: object) -> None:
+    def fail(self: LogFile, *args: object) -> None:
         if after_doing_it:
             intact(self, *args)
         raise OSError(5, "a fault made by the test")
 
-    with mock.patch.object(Segment, operation, fail):
+    with mock.patch.object(LogFile, operation, fail):
         yield
 
 

@@ -28,7 +28,7 @@ from proxystash_server.cache.stopped.check import check_store
 from proxystash_server.cache.stopped.repair import repair_store
 from proxystash_server.cache.stopped.report import Report
 from proxystash_server.cache.tiers.sqlite.record import COLUMNS, CONTENT_LENGTH, checksum
-from tests.server.cache.format_1 import turn_into_format_1
+from tests.server.cache.format_1 import turn_into_format_1, turn_jsonl_into_format_1
 from tests.server.cache.support import PASSWORD, USERNAME, put
 
 KEYS = tuple(f"key-{number}" for number in range(24))
@@ -122,10 +122,7 @@ class StoppedCache:
         if self.l2_backend is L2BackendType.SQLITE:
             turn_into_format_1(self.l2_database)
         else:
-            path = self.l2 / "meta.json"
-            meta = json.loads(path.read_bytes())
-            names = {"format": "proxystash-jsonl", "version": 1, "store_id": meta["id"], "partner_id": ""}
-            path.write_text(json.dumps({**names, "key_check": meta["key_check"]}))
+            turn_jsonl_into_format_1(self.l2)
 
     def copy(self, name: str) -> StoppedCache:
         """The same files elsewhere: what a kill at this moment would leave."""
@@ -139,9 +136,10 @@ class StoppedCache:
     def sql(self, database: Path, statement: str, *values: object) -> list[tuple[Any, ...]]:
         return sql(database, statement, *values)
 
-    def shard_of(self, key: str) -> Path:
-        """The file in which the JSONL store keeps a key."""
-        return self.l2 / f"shard-{zlib.crc32(key.encode()) % 8}.jsonl"
+    @property
+    def l2_file(self) -> Path:
+        """The file of the JSONL store."""
+        return self.l2 / "entries.jsonl"
 
     def bytes(self) -> bytes:
         """Everything in every file."""
@@ -208,7 +206,7 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 
 def edit_line(path: Path, key: str, change: Callable[[bytes], bytes]) -> None:
-    """Change the line of an entry in a shard."""
+    """Change the line of an entry in a JSONL store."""
     lines = path.read_bytes().splitlines(keepends=True)
     place = next(number for number, line in enumerate(lines) if f'"key":"{key}"'.encode() in line)
     lines[place] = change(lines[place])

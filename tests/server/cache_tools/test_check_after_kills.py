@@ -207,7 +207,7 @@ def watch(
 def test_a_kill_at_any_moment_leaves_a_consistent_store(
     cache: StoppedCache, work: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxystash_server.cache.tiers.jsonl.shard._GARBAGE_WORTH_COMPACTING", 200)
+    monkeypatch.setattr("proxystash_server.cache.tiers.jsonl.tier._GARBAGE_WORTH_COMPACTING", 200)
     operations, cache.settings, notes = WORK[work]
     assert watch(cache, operations) >= notes
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from proxystash_server.cache import L2BackendType, StoreError
-from proxystash_server.cache.tiers.jsonl.shard import encode_body, finish_line
+from proxystash_server.cache.tiers.jsonl.line import encode_body, finish_line
 from tests.server.cache.support import fingerprint, flip_byte
 from tests.server.cache_tools.stopped import (
     KEYS,

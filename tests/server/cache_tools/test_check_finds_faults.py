@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from proxystash_server.cache import CacheTierConfig, L2BackendType, StoreError
-from proxystash_server.cache.tiers.jsonl.shard import encode_body, finish_line, header
+from proxystash_server.cache.tiers.jsonl.line import finish_line
 from proxystash_server.cache.tiers.sqlite.format import PAGE_BYTES
 from proxystash_server.cache.tiers.sqlite.record import COLUMNS, CONTENT_LENGTH, checksum
 from tests.server.cache.support import SWITCHED_OFF, fingerprint, flip_byte
@@ -25,7 +25,6 @@ from tests.server.cache_tools.stopped import (
     facts,
     foreign_token,
     kinds,
-    lines_of,
     note_kinds,
     set_content,
     sql,
@@ -209,40 +208,6 @@ def test_damage_to_the_only_database_is_found_and_costs_what_is_damaged(
 # -- JSONL
 
 
-def remove_first_line(path: Path) -> None:
-    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[1:]))
-
-
-def append(path: Path, record: dict[str, object], sequence: int) -> None:
-    with path.open("ab") as file:
-        file.write(finish_line(encode_body(record), sequence))
-
-
-def put_an_older_line_behind(path: Path) -> None:
-    record = next(record for record in lines_of(path) if record.get("key") == VICTIM)
-    del record["crc"], record["seq"]
-    append(path, record, 1)
-
-
-def other_shard(path: Path) -> Path:
-    return path.with_name("shard-0.jsonl" if path.name != "shard-0.jsonl" else "shard-1.jsonl")
-
-
-def swap_with_other_shard(path: Path) -> None:
-    other = other_shard(path)
-    content = path.read_bytes()
-    path.write_bytes(other.read_bytes())
-    other.write_bytes(content)
-
-
-def move_line_to_another_shard(path: Path) -> None:
-    other = other_shard(path)
-    lines = path.read_bytes().splitlines(keepends=True)
-    line = next(line for line in lines if f'"key":"{VICTIM}"'.encode() in line)
-    path.write_bytes(b"".join(one for one in lines if one is not line))
-    other.write_bytes(other.read_bytes() + line)
-
-
 def spoil_meta(**fields: object) -> Callable[[Path], object]:
     def change(path: Path) -> None:
         meta = path.with_name("meta.json")
@@ -256,13 +221,12 @@ def edit_sealed(**fields: object) -> Callable[[Path], object]:
 
     def change(path: Path) -> None:
         edit_record(path, VICTIM, **fields)
-        sizes = [path.with_name(f"shard-{number}.jsonl").stat().st_size for number in range(8)]
-        spoil_meta(sizes=sizes)(path)
+        spoil_meta(size=path.stat().st_size)(path)
 
     return change
 
 
-ANY_SHARD: dict[str, Damage] = {
+ANY_FILE: dict[str, Damage] = {
     "a flipped bit": Damage(
         lambda path: flip_byte(path, path.read_bytes().index(b"source-")), {"damaged_line"}
     ),
@@ -281,16 +245,12 @@ ANY_SHARD: dict[str, Damage] = {
     "another password": Damage(edit_sealed(sealed=None), {"disagreement"}),
     "another version": Damage(edit_sealed(version=7), {"disagreement"}),
     "a damaged first line": Damage(lambda path: flip_byte(path, 3), {"damaged_line"}),
-    "no first line": Damage(remove_first_line, {"no_header"}),
-    "a missing file": Damage(Path.unlink, {"lost_shard"}),
+    "a missing file": Damage(Path.unlink, {"lost_file"}),
     "a missing meta file": Damage(lambda path: path.with_name("meta.json").unlink(), {"lost_meta"}),
     "a damaged meta file": Damage(
         lambda path: path.with_name("meta.json").write_bytes(b"{"), {"damaged_meta"}
     ),
     "a damaged key check": Damage(spoil_meta(key_check="gAAAAA"), {"damaged_key_check"}),
-    "an older line behind a newer": Damage(put_an_older_line_behind, {"wrong_order"}),
-    "two files in each other's place": Damage(swap_with_other_shard, {"wrong_shard"}),
-    "a line in another file": Damage(move_line_to_another_shard, {"wrong_shard"}),
     "an entry that L3 does not have": Damage(
         lambda path: sql(
             path.parent.parent / "l3" / "proxystash.db", "DELETE FROM entries WHERE key = ?", VICTIM
@@ -302,19 +262,18 @@ ANY_SHARD: dict[str, Damage] = {
 
 
 @pytest.mark.parametrize("l2_backend", [L2BackendType.JSONL])
-@pytest.mark.parametrize("damage", ANY_SHARD)
+@pytest.mark.parametrize("damage", ANY_FILE)
 def test_damage_to_an_l2_of_jsonl_is_found_and_costs_nothing(cache: StoppedCache, damage: str) -> None:
-    expect(cache.fill(), ANY_SHARD[damage], cache.shard_of(VICTIM))
+    expect(cache.fill(), ANY_FILE[damage], cache.l2_file)
 
 
-ALONE = {name: damage for name, damage in ANY_SHARD.items() if "disagreement" not in damage.found_as}
+ALONE = {name: damage for name, damage in ANY_FILE.items() if "disagreement" not in damage.found_as}
 COSTS_A_LINE = {
     "a flipped bit",
     "a line cut in the middle",
     "a status that there is not",
     "labels that are no labels",
     "a credential under another key",
-    "a line in another file",
 }
 
 
@@ -324,25 +283,18 @@ def test_damage_to_an_l2_of_jsonl_that_decides_is_found_and_costs_what_is_damage
     cache: StoppedCache, damage: str
 ) -> None:
     cache.settings = {"l3_config": SWITCHED_OFF}
-    path = cache.shard_of(VICTIM)
+    path = cache.l2_file
     lost = damage_and_repair(cache.fill(), ALONE[damage], path)
-    in_its_file = {key for key in KEYS if cache.shard_of(key) == path}
-    in_the_other = {key for key in KEYS if cache.shard_of(key) == other_shard(path)}
-    if damage in COSTS_A_LINE:
-        assert len(lost) == 1
-        assert lost <= in_its_file
-    elif damage == "a missing file":
-        assert lost == in_its_file
-    elif damage == "two files in each other's place":
-        assert lost == in_its_file | in_the_other
+    if damage == "a missing file":
+        assert lost == {*KEYS}
     else:
-        assert lost == set()
+        assert len(lost) == (damage in COSTS_A_LINE)
 
 
 @pytest.mark.parametrize("l2_backend", [L2BackendType.JSONL])
 def test_a_last_line_torn_anywhere_is_a_note(cache: StoppedCache) -> None:
     cache.fill()
-    path = cache.shard_of(VICTIM)
+    path = cache.l2_file
     data = path.read_bytes()
     start = data.rindex(b"\n", 0, -1) + 1
     for end in (*range(start + 1, len(data), 7), len(data) - 1):
@@ -357,7 +309,7 @@ def test_a_last_line_torn_anywhere_is_a_note(cache: StoppedCache) -> None:
 @pytest.mark.parametrize("l2_backend", [L2BackendType.JSONL])
 def test_whichever_byte_is_flipped_is_found(cache: StoppedCache) -> None:
     cache.fill()
-    path = cache.shard_of(VICTIM)
+    path = cache.l2_file
     data = path.read_bytes()
     for place in range(0, len(data), 11):
         path.write_bytes(data[:place] + bytes([data[place] ^ 0x04]) + data[place + 1 :])
@@ -367,13 +319,14 @@ def test_whichever_byte_is_flipped_is_found(cache: StoppedCache) -> None:
 @pytest.mark.parametrize("l2_backend", [L2BackendType.JSONL])
 def test_a_damaged_line_that_was_set_aside_already_is_a_note(cache: StoppedCache) -> None:
     cache.fill()
-    path = cache.shard_of(VICTIM)
+    path = cache.l2_file
     with cache.running() as manager:
         position = path.read_bytes().index(b"source-")
         with path.open("r+b") as file:
             file.seek(position)
             file.write(b"XXXX")
-        key = json.loads(path.read_bytes().splitlines()[1])["key"]
+        damaged = next(line for line in path.read_bytes().splitlines() if b"XXXX" in line)
+        key = json.loads(damaged)["key"]
         assert manager.l2_tier.get(key) is None
     report = cache.check()
     assert report.consistent, told(report)
@@ -430,22 +383,20 @@ def test_what_is_not_ours_is_told_and_left_alone(cache: StoppedCache, damage: st
     [
         spoil_meta(version=1000),
         lambda path: path.write_bytes(
-            header(path.name[6], 8).replace(b"proxystash-jsonl", b"proxystash-other")
+            finish_line(b'{"op":"header","format":"proxystash-other","version":1', 0) + path.read_bytes()
         ),
-        lambda path: append(path, {"op": "lease", "key": VICTIM}, 1000),
     ],
 )
 def test_files_of_a_newer_release_are_told_and_left_alone(
     cache: StoppedCache, change: Callable[[Path], object]
 ) -> None:
     cache.fill()
-    change(cache.shard_of(VICTIM))
+    change(cache.l2_file)
     before = fingerprint(cache.directory)
-    assert not cache.check().consistent
-    if set(kinds(cache.check())) <= {"unknown_format", "unknown_line"}:
-        with pytest.raises(StoreError, match="nothing was changed"):
-            cache.repair()
-        assert fingerprint(cache.directory) == before
+    assert set(kinds(cache.check())) == {"unknown_format"}
+    with pytest.raises(StoreError, match="nothing was changed"):
+        cache.repair()
+    assert fingerprint(cache.directory) == before
 
 
 def test_a_million_faults_of_one_kind_are_counted_and_not_all_listed(
@@ -476,7 +427,7 @@ def test_what_is_set_aside_is_kept_for_the_operator(cache: StoppedCache) -> None
     assert json.loads(record)["source"] == "elsewhere"
     assert len(cache.entries()) == len(KEYS)
     if cache.l2_backend is L2BackendType.JSONL:
-        flip_byte(cache.shard_of(VICTIM), cache.shard_of(VICTIM).read_bytes().index(b"source-"))
+        flip_byte(cache.l2_file, cache.l2_file.read_bytes().index(b"source-"))
     else:
         set_column("source", "elsewhere")(cache.l2_database)
         set_content("source", "elsewhere", KEYS[1])(cache.l2_database)

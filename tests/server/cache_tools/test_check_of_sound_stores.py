@@ -327,7 +327,7 @@ def test_a_store_that_a_first_start_has_only_begun_is_no_fault(cache: StoppedCac
     cache.l3.parent.mkdir()
     cache.l3.touch()
     if cache.l2_backend is L2BackendType.JSONL:
-        (cache.l2 / "shard-0.jsonl").touch()
+        cache.l2_file.touch()
     else:
         cache.l2_database.touch()
     report = cache.check()
@@ -339,7 +339,7 @@ def test_a_store_that_a_first_start_has_only_begun_is_no_fault(cache: StoppedCac
 def test_leftovers_of_a_crash_are_told_and_no_fault(cache: StoppedCache) -> None:
     cache.fill()
     leftovers = [
-        cache.l2 / "shard-0.jsonl.compacting",
+        cache.l2 / "entries.jsonl.compacting",
         cache.l2 / "meta.json.new",
         cache.l3.with_name("proxystash.db.salvaged"),
         cache.l3.with_name("proxystash.db.damaged-1"),

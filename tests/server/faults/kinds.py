@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 import sqlite3
-import zlib
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,14 +211,13 @@ class DirectoryRemoved(Fault):
         shutil.rmtree(self.site.directory)
 
 
-class ShardRemoved(Fault):
+class FileRemoved(Fault):
     lasts = False
     loses = True
     backends = frozenset({L2BackendType.JSONL})
 
     def begin(self) -> None:
-        number = zlib.crc32(b"replaced") % 8
-        (self.site.directory / f"shard-{number}.jsonl").unlink()
+        (self.site.directory / "entries.jsonl").unlink()
 
 
 class ReplacedByGarbage(Fault):
@@ -287,7 +285,7 @@ FAULTS: dict[str, type[Fault]] = {
     "locked by another process": Locked,
     "no directory any more": NoDirectory,
     "directory removed": DirectoryRemoved,
-    "one shard removed": ShardRemoved,
+    "the file removed": FileRemoved,
     "replaced by garbage": ReplacedByGarbage,
     "replaced by another database": ReplacedByAnotherDatabase,
     "replaced and lost": ReplacedUntilMovedAway,

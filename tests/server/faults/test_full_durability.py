@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import textwrap
-import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,8 +90,8 @@ class Recorder:
         return [call for call in self.calls if call.name == name]
 
 
-def is_shard(path: str) -> bool:
-    return "shard-" in path
+def is_l2_file(path: str) -> bool:
+    return "entries.jsonl" in path
 
 
 def is_journal(path: str) -> bool:
@@ -121,8 +120,9 @@ def test_jsonl_that_decides_syncs_each_change_before_it_is_acknowledged(
     recorder = Recorder(monkeypatch)
     CHANGES[change](manager)
     recorder.acknowledge()
-    assert any(is_shard(call.path) for call in recorder.named("write"))
-    check_order(recorder.calls, is_shard)
+    made = [*recorder.named("write"), *recorder.named("rename")]
+    assert any(is_l2_file(call.path) for call in made)
+    check_order(recorder.calls, is_l2_file)
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -149,8 +149,8 @@ def test_a_cache_on_disk_is_not_synced_since_it_starts_empty_after_a_power_cut(
     recorder = Recorder(monkeypatch)
     for change in ("put", "batch", "delete"):
         CHANGES[change](manager)
-    assert any(is_shard(call.path) for call in recorder.named("write"))
-    assert not any(is_shard(call.path) for call in recorder.named("sync"))
+    assert any(is_l2_file(call.path) for call in recorder.named("write"))
+    assert not any(is_l2_file(call.path) for call in recorder.named("sync"))
 
 
 def test_a_new_jsonl_store_is_synced_before_its_first_acknowledgement(
@@ -160,10 +160,10 @@ def test_a_new_jsonl_store_is_synced_before_its_first_acknowledgement(
     manager = stash.open(durability="full", l3_config=SWITCHED_OFF)
     put(manager, "a")
     recorder.acknowledge()
-    shard = str(stash.directory / "l2" / f"shard-{zlib.crc32(b'a') % 8}.jsonl")
-    check_order(recorder.calls, lambda path: path == shard)
+    file = str(stash.directory / "l2" / "entries.jsonl")
+    check_order(recorder.calls, lambda path: path == file)
     # The names of the files are synced too, after there was a file of that name.
-    created = recorder.calls.index(Call("write", shard))
+    created = recorder.calls.index(Call("write", file))
     assert Call("sync", str(stash.directory / "l2")) in recorder.calls[created:]
 
 
@@ -172,7 +172,7 @@ def test_a_compaction_syncs_the_new_file_before_the_rename_and_the_directory_aft
 ) -> None:
     manager = stash.open(durability="full", l3_config=SWITCHED_OFF)
     bulk = {f"label-{number}": "x" * 250 for number in range(32)}
-    for number in range(40):
+    for number in range(200):
         put(manager, "a", source=str(number), labels=bulk)
     recorder = Recorder(monkeypatch)
     manager.maintain()
@@ -183,7 +183,7 @@ def test_a_compaction_syncs_the_new_file_before_the_rename_and_the_directory_aft
     assert Call("write", renamed.path) in recorder.calls[:place]
     assert recorder.calls[place - 1] == Call("sync", renamed.path)
     assert recorder.calls[place + 1] == Call("sync", str(stash.directory / "l2"))
-    assert content_of(stash.reopen_after_kill(l3_config=SWITCHED_OFF)) == {"a": ("39", 0)}
+    assert content_of(stash.reopen_after_kill(l3_config=SWITCHED_OFF)) == {"a": ("199", 0)}
 
 
 def test_with_process_nothing_waits_for_the_medium(stash: Stash, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +203,7 @@ def test_what_could_not_be_synced_is_not_said_to_be_stored(
     fsync = os.fsync
 
     def failing(descriptor: int) -> None:
-        if is_shard(str(file_of(descriptor))) or is_journal(str(file_of(descriptor))):
+        if is_l2_file(str(file_of(descriptor))) or is_journal(str(file_of(descriptor))):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         fsync(descriptor)
 

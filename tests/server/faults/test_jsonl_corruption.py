@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +18,8 @@ from proxystash_server.cache.tiers.base import Write
 from tests.server.cache.stash import Stash
 from tests.server.cache.support import SWITCHED_OFF, FakeClock, content_of, content_of_tier, guards_of, stored
 
-# All of these keys are in the same file.
-SHARD = 3
-A, B, C, D = [key for key in map(str, range(1000)) if zlib.crc32(key.encode()) % 8 == SHARD][:4]
-ELSEWHERE = next(key for key in map(str, range(1000)) if zlib.crc32(key.encode()) % 8 != SHARD)
+FILE = "entries.jsonl"
+A, B, C, D = "abcd"
 
 
 @dataclass(frozen=True)
@@ -49,11 +46,11 @@ class Line:
 
 
 class Store:
-    """A JSONL tier with one interesting file, and the meaning of each of its lines."""
+    """A JSONL tier, and the meaning of each line of its file."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.shard = directory / f"shard-{SHARD}.jsonl"
+        self.file = directory / FILE
         self.set_aside = directory / "set-aside.jsonl"
         self.reasons: list[str] = []
         self.tier = JsonlCacheTier(
@@ -65,7 +62,7 @@ class Store:
             on_corruption=lambda _tier, _key, reason: self.reasons.append(reason),
         )
         self.tier.open()
-        self.lines = [Line(0, self.shard.stat().st_size)]
+        self.lines = [Line(0, self.file.stat().st_size)]
         self.put(A, 1)
         self.put(B, 2)
         self.put(A, 3)
@@ -76,10 +73,8 @@ class Store:
         self.probe()
         self.note_uses(A, 3, 9)
         self.put(B, 8)
-        self.elsewhere = self.seen(ELSEWHERE, 9)
-        self.tier.apply([Write(ELSEWHERE, self.entry(ELSEWHERE, self.elsewhere), 9)])
         self.tier.close()
-        self.data = self.shard.read_bytes()
+        self.data = self.file.read_bytes()
         assert self.lines[-1].stop == len(self.data)
 
     @staticmethod
@@ -91,7 +86,7 @@ class Store:
         return stored(key, version=seen.version, source=seen.source, username="user", password=seen.password)
 
     def _note(self, **meaning: object) -> None:
-        line = Line(self.lines[-1].stop, self.shard.stat().st_size)
+        line = Line(self.lines[-1].stop, self.file.stat().st_size)
         self.lines.append(replace(line, **meaning))  # type: ignore[arg-type]  # fields of Line
 
     def put(self, key: str, version: int) -> None:
@@ -110,14 +105,12 @@ class Store:
         self._note(key=key, uses=uses, used_version=version)
 
     def probe(self) -> None:
-        shard = self.tier._shard("")
-        if shard.number == SHARD:
-            self.tier.probe()
-            self._note()
+        self.tier.probe()
+        self._note()
 
     def expected(self, lines: list[Line]) -> dict[str, Seen]:
         """What is held if these lines are all that can be read."""
-        held = {ELSEWHERE: self.elsewhere}
+        held: dict[str, Seen] = {}
         for line in lines:
             if line.puts is not None:
                 held[line.key] = line.puts
@@ -131,7 +124,7 @@ class Store:
         """What the tier holds when it is opened on `data`; counts and keeps what is damaged."""
         self.reasons.clear()
         self.set_aside.unlink(missing_ok=True)
-        self.shard.write_bytes(data)
+        self.file.write_bytes(data)
         self.tier.open()
         try:
             held = {}
@@ -176,7 +169,7 @@ def test_a_torn_last_line_does_not_damage_the_next_one(store: Store) -> None:
         store.tier.open()
         store.tier.apply([Write(C, store.entry(C, store.seen(C, 10)), 10)])
         store.tier.close()
-        after = store.load(store.shard.read_bytes())
+        after = store.load(store.file.read_bytes())
         assert after == {**store.expected(store.lines[:-1]), C: store.seen(C, 10)}
         assert store.reasons == []
 
@@ -206,7 +199,7 @@ def test_damage_is_counted_once_and_not_at_the_next_start_again(store: Store) ->
         data[line.start + 20] ^= 1
         held = store.load(bytes(data))
         assert len(store.reasons) == 1
-        assert store.load(store.shard.read_bytes()) == held, f"line {number}"
+        assert store.load(store.file.read_bytes()) == held, f"line {number}"
         assert store.reasons == []
 
 
@@ -214,13 +207,13 @@ def test_damage_is_counted_once_and_not_at_the_next_start_again(store: Store) ->
 
 
 def write_history(manager: CacheManager) -> dict[str, tuple[str, int]]:
-    """A few versions, a delete and a failure, all in the same file; what is held in the end."""
+    """A few versions, a delete and a failure; what is held in the end."""
 
     def put(key: str, source: str) -> None:
         entry = manager.new_entry("http://u:p@192.0.2.1:1", key=key, source=source)
         assert manager.put(key, entry)
 
-    for key in (A, B, C, D, ELSEWHERE):
+    for key in (A, B, C, D):
         put(key, "first")
     put(A, "second")
     manager.delete(C)
@@ -228,7 +221,7 @@ def write_history(manager: CacheManager) -> dict[str, tuple[str, int]]:
     put(B, "second")
     manager.get(A)
     manager.maintain()
-    return {A: ("second", 0), B: ("second", 0), D: ("first", 1), ELSEWHERE: ("first", 0)}
+    return {A: ("second", 0), B: ("second", 0), D: ("first", 1)}
 
 
 def damages(data: bytes) -> Iterator[tuple[str, bytes]]:
@@ -246,13 +239,13 @@ def test_a_damaged_l2_ends_up_agreeing_with_l3_and_nothing_is_lost(stash: Stash)
     expected = write_history(stash.open())
     stash.close()
     sound = stash.directory
-    data = (sound / "l2" / f"shard-{SHARD}.jsonl").read_bytes()
+    data = (sound / "l2" / FILE).read_bytes()
     for number, (damage, damaged) in enumerate(damages(data)):
         stash.directory = sound.with_name(f"damaged-{number}")
         shutil.copytree(sound, stash.directory)
-        (stash.directory / "l2" / f"shard-{SHARD}.jsonl").write_bytes(damaged)
+        (stash.directory / "l2" / FILE).write_bytes(damaged)
         manager = stash.open(l1_config=SWITCHED_OFF)
-        for key in (A, B, C, D, ELSEWHERE):
+        for key in (A, B, C, D):
             entry = manager.get(key)
             found = None if entry is None else (entry.source, entry.failure_count)
             assert found == expected.get(key), f"{damage}: {key}"
@@ -267,19 +260,18 @@ def test_a_damaged_l2_ends_up_agreeing_with_l3_and_nothing_is_lost(stash: Stash)
 
 def test_without_l3_what_is_readable_is_served_and_the_rest_is_counted_and_kept(stash: Stash) -> None:
     shape = {"l1_config": SWITCHED_OFF, "l3_config": SWITCHED_OFF}
-    expected = write_history(stash.open(**shape))
+    write_history(stash.open(**shape))
     stash.close()
     sound = stash.directory
-    data = (sound / "l2" / f"shard-{SHARD}.jsonl").read_bytes()
+    data = (sound / "l2" / FILE).read_bytes()
     ever_put = {("first", 0), ("second", 0), ("first", 1)}
     for number, (damage, damaged) in enumerate(damages(data)):
         stash.directory = sound.with_name(f"damaged-{number}")
         shutil.copytree(sound, stash.directory)
-        (stash.directory / "l2" / f"shard-{SHARD}.jsonl").write_bytes(damaged)
+        (stash.directory / "l2" / FILE).write_bytes(damaged)
         manager = stash.open(**shape)
         held = content_of(manager)
         assert set(held.values()) <= ever_put, damage
-        assert held[ELSEWHERE] == expected[ELSEWHERE]
         counted = manager.get_statistics().l2_stats.evictions_corruption
         at_a_line_end = damaged == data[: len(damaged)] and (not damaged or damaged.endswith(b"\n"))
         assert (counted == 0) == at_a_line_end, damage

@@ -23,8 +23,9 @@ from proxystash_server.cache.errors import EncryptionKeyError, StoreError, Store
 from proxystash_server.cache.ground.files import make_directory, replace_file, sync_directory
 from proxystash_server.cache.ground.killpoints import kill_point
 from proxystash_server.cache.tiers.base import Write
+from proxystash_server.cache.tiers.jsonl.line import decode_line, encode_body, finish_line
+from proxystash_server.cache.tiers.jsonl.log import LogFile
 from proxystash_server.cache.tiers.jsonl.record import entry_of, write_body
-from proxystash_server.cache.tiers.jsonl.shard import Segment, decode_line, encode_body, finish_line
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class _Place(NamedTuple):
 
     version: int
     removes: bool
-    segment: Segment
+    log: LogFile
     offset: int
     length: int
 
@@ -59,8 +60,7 @@ class MissedChanges:
         self.path = path
         self._encryptor = encryptor
         self._sync = sync
-        self._segment: Segment | None = None
-        self._end = 0
+        self._log: LogFile | None = None
         self._live_bytes = 0
         self._sequence = 0
         # Every key with a line that counts, also if the authority has got that since.
@@ -89,50 +89,43 @@ class MissedChanges:
         try:
             if not self.path.exists():
                 return 0
-            self._segment = Segment(self.path)
-            data = self._segment.read_all()
+            self._log = log = LogFile(self.path, sync=self._sync)
+            for offset, line in log.lines():
+                # What is cut short was so by the end of the process, and acknowledged to nobody.
+                if line.endswith(b"\n"):
+                    self._replay(log, offset, line)
         except OSError as error:
             raise StoreError(
                 f"{self.path} cannot be read: {error.strerror}. It has changes that the slowest tier has "
                 "missed; make it readable, or move it away to go on without them"
             ) from None
-        self._load(self._segment, data)
         self._update_pending()
         return self._damaged
 
     def close(self) -> None:
         """Let go of the file; idempotent."""
-        self._segment = None
+        self._log = None
 
-    def _load(self, segment: Segment, data: bytes) -> None:
-        offset = 0
-        while (stop := data.find(b"\n", offset)) >= 0:
-            try:
-                record = decode_line(data[offset:stop])
-                if record is None:
-                    raise ValueError("the line is damaged")
-                self._replay(record, segment, offset, stop + 1 - offset)
-            except (ValueError, KeyError, TypeError):
-                self._damaged += 1
-            offset = stop + 1
-        # What follows was cut short by the end of the process, and acknowledged to nobody.
-        self._end = offset
-
-    def _replay(self, record: dict[str, Any], segment: Segment, offset: int, length: int) -> None:
-        operation, version = record["op"], record["version"]
-        self._sequence = max(self._sequence, record["seq"])
-        if operation == "header":
-            self._check_header(record)
-            return
-        if operation == "clear":
-            self._forget_places()
-            self.cleared_at = version
-        elif operation in ("put", "delete"):
-            self._in_file.add(record["key"])
-            self._set_place(record["key"], _Place(version, operation == "delete", segment, offset, length))
-        else:
-            raise ValueError("the line says nothing known")
-        self.last_version = max(self.last_version, version)
+    def _replay(self, log: LogFile, offset: int, line: bytes) -> None:
+        try:
+            record = decode_line(line)
+            operation, version = record["op"], record["version"]
+            self._sequence = max(self._sequence, record["seq"])
+            if operation == "header":
+                self._check_header(record)
+                return
+            if operation == "clear":
+                self._forget_places()
+                self.cleared_at = version
+            elif operation in {"put", "delete"}:
+                self._in_file.add(record["key"])
+                place = _Place(version, operation == "delete", log, offset, len(line))
+                self._set_place(record["key"], place)
+            else:
+                raise ValueError("the line says nothing known")
+            self.last_version = max(self.last_version, version)
+        except (ValueError, KeyError, TypeError):
+            self._damaged += 1
 
     def _check_header(self, record: dict[str, Any]) -> None:
         if record["format"] != FORMAT or record["version"] > FORMAT_VERSION:
@@ -157,7 +150,7 @@ class MissedChanges:
     @property
     def is_in_use(self) -> bool:
         """Whether there is a journal, or something in memory that should stand in it."""
-        return self._segment is not None or bool(self._places) or bool(self._unsaved)
+        return self._log is not None or bool(self._places) or bool(self._unsaved)
 
     def holds(self, key: str) -> bool:
         """Whether a change of `key` is in the journal, though perhaps not missed any more, or should be."""
@@ -172,21 +165,19 @@ class MissedChanges:
     def read(self, key: str) -> CacheEntry | None:
         """The entry that the last missed change of `key` stored, as it was used since; None if it is unsaved.
 
-        Raises TierError if it cannot be read.
+        Raises TierError if it cannot be read, ValueError, KeyError or TypeError if it is damaged.
         """
         place = self._places.get(key)
         if place is None or place.removes or key in self._unsaved:
             return None
         return self._read_at(key, place)
 
-    def _read_at(self, key: str, place: _Place) -> CacheEntry | None:
+    def _read_at(self, key: str, place: _Place) -> CacheEntry:
         try:
-            line = place.segment.read(place.offset, place.length)
+            line = place.log.read(place.offset, place.length)
         except OSError as error:
             raise TierError(f"{type(error).__name__}: {error.strerror}") from error
-        record = decode_line(line[:-1])
-        if record is None:
-            return None
+        record = decode_line(line)
         entry = entry_of(
             record,
             self._encryptor,
@@ -254,9 +245,9 @@ class MissedChanges:
         kill_point("missed.before_append")
         offset = self._append(b"".join(lines), [write.key for write in writes])
         kill_point("missed.after_append")
-        assert self._segment is not None
+        assert self._log is not None
         for write, line in zip(writes, lines, strict=True):
-            place = _Place(write.version, write.entry is None, self._segment, offset, len(line))
+            place = _Place(write.version, write.entry is None, self._log, offset, len(line))
             self._set_place(write.key, place)
             self._unsaved.pop(write.key, None)
             self.last_version = max(self.last_version, write.version)
@@ -307,7 +298,7 @@ class MissedChanges:
 
     def finish(self) -> None:
         """Take the journal away, if the authority lacks nothing of it. Raises TierError."""
-        if self.pending or self._segment is None:
+        if self.pending or self._log is None:
             return
         kill_point("missed.before_unlink")
         try:
@@ -324,7 +315,6 @@ class MissedChanges:
             raise TierError(f"{type(error).__name__}: {error.strerror}") from error
         self.close()
         self._forget_places()
-        self._end = 0
 
     # -- uses
 
@@ -354,43 +344,31 @@ class MissedChanges:
         Raises TierError, and then nothing counts of it.
         """
         try:
-            if self._segment is None:
+            if self._log is None:
                 make_directory(self.path.parent, sync=self._sync)
-                self._segment = Segment(self.path, os.O_TRUNC)
-                self._end = 0
+                self._log = LogFile(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, sync=self._sync)
                 if self._sync:
                     sync_directory(self.path.parent)
-            offset = self._end
-            if not offset:
-                header = self._header()
-                offset, lines = len(header), header + lines
-            self._segment.truncate(self._end)
-            self._segment.write(lines, self._end)
-            if self._sync:
-                self._segment.sync()
-            if not self._segment.is_at(str(self.path)):
-                self._segment = None
+            end = self._log.end
+            first = b"" if end else self._header()
+            offset = self._log.append(first + lines) + len(first)
+            try:
+                self._log.sync()
+            except OSError:
+                self._log.cut_off(end)
+                raise
+            if not self._log.is_in_place:
+                self._log = None
                 raise TierError(f"{self.path} was removed or replaced")
         except OSError as error:
-            if not self._cut_off():
+            if self._log is not None and self._log.is_torn:
                 self._in_file.update(keys)
             raise TierError(f"{type(error).__name__}: {error.strerror}") from error
         self._in_file.update(keys)
-        self._end += len(lines)
         return offset
 
-    def _cut_off(self) -> bool:
-        """Attempt to take away what a failed append has left, as the next one does; whether that worked."""
-        if self._segment is None:
-            return True
-        try:
-            self._segment.truncate(self._end)
-        except OSError:
-            return False
-        return True
-
     def _rewrite_if_worth_it(self) -> None:
-        if self._end < _WORTH_REWRITING or self._live_bytes * 4 > self._end:
+        if self._log is None or self._log.end < max(_WORTH_REWRITING, self._live_bytes * 4):
             return
         parts = [self._header()]
         if self.cleared_at:
@@ -399,7 +377,7 @@ class MissedChanges:
         moved: dict[str, _Place] = {}
         try:
             for key, place in self._places.items():
-                parts.append(place.segment.read(place.offset, place.length))
+                parts.append(place.log.read(place.offset, place.length))
                 moved[key] = place._replace(offset=end)
                 end += place.length
             if self._damaged:
@@ -407,14 +385,15 @@ class MissedChanges:
                 _unused(self.path).hardlink_to(self.path)
                 self._damaged = 0
             replace_file(self.path, b"".join(parts), sync=self._sync)
-            segment = Segment(self.path)
+            log = LogFile(self.path, sync=self._sync)
         except OSError as error:
             # It goes on growing, and is tried again with the next change.
             logger.warning("rewriting the journal failed", extra={"error": str(error)})
             return
-        self._segment, self._end, self._in_file = segment, end, set(moved)
+        log.end = end
+        self._log, self._in_file = log, set(moved)
         for key, place in moved.items():
-            self._places[key] = place._replace(segment=segment)
+            self._places[key] = place._replace(log=log)
 
     def _set_place(self, key: str, place: _Place) -> None:
         before = self._places.get(key)

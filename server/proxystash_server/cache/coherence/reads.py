@@ -13,7 +13,6 @@ from proxystash_server.cache.coherence.guard import GuardedTier
 from proxystash_server.cache.coherence.uses import UseLog, combine
 from proxystash_server.cache.config import CacheTierType
 from proxystash_server.cache.counting.statistics import TierState
-from proxystash_server.cache.entry.credentials import UnreadableCredentialsError
 from proxystash_server.cache.entry.entry import CacheEntry
 from proxystash_server.cache.errors import CacheUnavailableError, TierError
 from proxystash_server.cache.tiers.base import DiskTier, EntryFilter, Page
@@ -96,7 +95,7 @@ class Reads:
     def _missed(self, key: str) -> CacheEntry | None:
         try:
             return self._authority.missed.read(key)
-        except UnreadableCredentialsError:
+        except (ValueError, KeyError, TypeError):
             # Damage, which costs this change; its line is kept for the operator.
             return None
         except TierError:

@@ -15,14 +15,14 @@ from proxystash_server.cache.manager import CacheManager
 from proxystash_server.cache.setup import find_keys, key_file, make_tiers, missed_changes_path, previous_keys
 from proxystash_server.cache.stopped.check import check_store, stopped_stores
 from proxystash_server.cache.stopped.report import Progress, Report, no_progress
-from proxystash_server.cache.stopped.resealing import rewrite_shards
+from proxystash_server.cache.stopped.resealing import write_anew
 from proxystash_server.cache.stopped.sqlite_repair import repair_database
-from proxystash_server.cache.tiers.jsonl.directory import SHARDS, JsonlDirectory
+from proxystash_server.cache.tiers.jsonl.directory import JsonlDirectory
 from proxystash_server.cache.tiers.jsonl.record import rewrite
 
 # What no repair helps against: a person must say what is right.
 _KEY_FAULTS: Final = frozenset({"unusable_key", "wrong_key"})
-_FOREIGN: Final = frozenset({"unknown_format", "unknown_line", "foreign_database", "wrong_schema"})
+_FOREIGN: Final = frozenset({"unknown_format", "foreign_database", "wrong_schema"})
 
 
 def repair_store(config: CacheConfig, *, progress: Progress = no_progress) -> Counter[str]:
@@ -46,7 +46,7 @@ def repair_store(config: CacheConfig, *, progress: Progress = no_progress) -> Co
             fault.kind == "damaged_key_check" and fault.place == str(store.path) for fault in found.faults
         )
         if store.totals.backend == L2BackendType.JSONL:
-            done += _repair_jsonl(config, encryptor, progress, drop_key_check=drop_key_check)
+            done += _repair_jsonl(config, encryptor, drop_key_check=drop_key_check)
         else:
             done += repair_database(store.path, encryptor, drop_key_check=drop_key_check)
     # As every start does: refill L3 from L2, make up for what it has missed, evict what is over.
@@ -56,7 +56,7 @@ def repair_store(config: CacheConfig, *, progress: Progress = no_progress) -> Co
         done["damaged journals set aside"] += 1
     if config.l3_config.enabled and not check_store(config, progress=progress).consistent:
         done["entries of L2 dropped"] = _empty_l2(config, encryptor)
-    done["lost files made anew"] = found.counts["lost_shard"] + found.counts["lost_meta"]
+    done["lost files made anew"] = found.counts["lost_file"] + found.counts["lost_meta"]
     return +done
 
 
@@ -78,7 +78,7 @@ def _encryptor(config: CacheConfig) -> CredentialEncryptor:
 
 
 def _repair_jsonl(
-    config: CacheConfig, encryptor: CredentialEncryptor, progress: Progress, *, drop_key_check: bool
+    config: CacheConfig, encryptor: CredentialEncryptor, *, drop_key_check: bool
 ) -> Counter[str]:
     done: Counter[str] = Counter()
     directory = JsonlDirectory(config.l2_cache_dir, sync=True)
@@ -94,8 +94,8 @@ def _repair_jsonl(
     for key in l2.keys():  # noqa: SIM118 -- no dict
         l2.get(key)
     l2.close()
-    rewrite_shards(config.l2_cache_dir, rewrite, progress)
-    done["files written anew"] += SHARDS
+    write_anew(config.l2_cache_dir, rewrite)
+    done["files written anew"] += 1
     return done
 
 

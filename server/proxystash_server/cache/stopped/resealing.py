@@ -12,20 +12,14 @@ from typing import Final
 from proxystash_server.cache.config import CacheTierConfig, CacheTierType, Durability
 from proxystash_server.cache.entry.credentials import CredentialEncryptor
 from proxystash_server.cache.errors import TierError
-from proxystash_server.cache.stopped.jsonl import ReadOnlySegment
 from proxystash_server.cache.stopped.report import Progress
 from proxystash_server.cache.stopped.store import StoppedStore
-from proxystash_server.cache.tiers.jsonl.directory import SHARDS, JsonlDirectory
-from proxystash_server.cache.tiers.jsonl.record import replay, rewrite
-from proxystash_server.cache.tiers.jsonl.shard import (
-    Compaction,
-    Shard,
-    Slot,
-    decode_line,
-    encode_body,
-    finish_line,
-    header,
-)
+from proxystash_server.cache.tiers.jsonl.compaction import Compaction
+from proxystash_server.cache.tiers.jsonl.directory import JsonlDirectory
+from proxystash_server.cache.tiers.jsonl.index import Index, Slot, header
+from proxystash_server.cache.tiers.jsonl.line import decode_line, encode_body, finish_line
+from proxystash_server.cache.tiers.jsonl.log import LogFile
+from proxystash_server.cache.tiers.jsonl.record import rewrite
 from proxystash_server.cache.tiers.jsonl.tier import JsonlCacheTier
 from proxystash_server.cache.tiers.sqlite.record import COLUMNS, CONTENT_LENGTH, checksum
 from proxystash_server.cache.tiers.sqlite.tier import SQLiteCacheTier
@@ -61,9 +55,9 @@ class Resealing(ABC):
 
 
 class ResealingJsonl(Resealing):
-    """A JSONL store: each shard is written anew beside the old file, without garbage, and renamed.
+    """A JSONL store: its file is written anew beside the old one, without garbage, and renamed.
 
-    The files are then not those of its orderly end any more, so as a cache it starts empty.
+    It is then not that of its orderly end any more, so as a cache it starts empty.
     """
 
     def tidy_up(self, encryptor: CredentialEncryptor) -> None:
@@ -86,7 +80,7 @@ class ResealingJsonl(Resealing):
         def reseal_line(line: bytes, slot: Slot) -> bytes | None:
             nonlocal changed
             current = rewrite(line, slot)
-            record = None if current is None else decode_line(current[:-1])
+            record = None if current is None else decode_line(current)
             if record is None or record["sealed"] is None:
                 return current
             token = change(record["sealed"].encode())
@@ -98,7 +92,8 @@ class ResealingJsonl(Resealing):
             record["sealed"] = token.decode()
             return finish_line(encode_body(record), sequence)
 
-        rewrite_shards(self.path, reseal_line, progress)
+        progress(f"writing {self.path} anew", 0, 0)
+        write_anew(self.path, reseal_line)
         return changed
 
 
@@ -154,17 +149,12 @@ class ResealingDatabase(Resealing):
         return connection
 
 
-def rewrite_shards(path: Path, change: Callable[[bytes, Slot], bytes | None], progress: Progress) -> None:
-    """Write the shards of a stopped, tidy store anew: the live lines alone, as `change` wants them."""
-    directory = JsonlDirectory(path, sync=True)
-    for number in reversed(range(SHARDS)):
-        shard_path = directory.shard_path(number)
-        shard = Shard(shard_path, number, ReadOnlySegment(shard_path))
-        for offset, line, record in shard.load():
-            if record is None or record["op"] == "clear":
-                raise TierError(f"{shard_path} is damaged at byte {offset}")
-            replay(shard, offset, len(line) + 1, record, {})
-        compaction = Compaction(shard, dict(shard.index), header(number, SHARDS))
-        compaction.copy(change)
-        compaction.finish(sync=True)
-        progress(f"writing {path} anew", SHARDS - number, SHARDS)
+def write_anew(path: Path, change: Callable[[bytes, Slot], bytes | None]) -> None:
+    """Write the lines of a stopped, tidy store anew: the live ones alone, as `change` wants them."""
+    log, index = LogFile(JsonlDirectory(path, sync=True).log_path), Index()
+    for offset, line in log.lines():
+        if not index.replay(offset, line):
+            raise TierError(f"{log.path} is damaged at byte {offset}")
+    compaction = Compaction(log, index.slots, header(index.last_version), sync=True)
+    compaction.copy(change)
+    compaction.finish()

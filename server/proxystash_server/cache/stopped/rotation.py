@@ -223,7 +223,12 @@ def _survey(
     report = Report()
     for store in stores:
         with closing(store.stopped) as stopped:
-            if not stopped.open(report):
+            is_open = stopped.open(report)
+            if stopped.is_of_earlier_format:
+                # Which the tier alone reads: opening it brings it to this one.
+                store.tidy_up(keyring)
+                is_open = stopped.open(report)
+            if not is_open:
                 continue
             if stopped.key_check is not None:
                 makers = keys_of_check(stopped.key_check, keyring.keys)

@@ -31,6 +31,8 @@ class StoppedStore(ABC):
         self.sealed_at: object = None
         self.key_check: bytes | None = None
         self.last_version = 0
+        # Then what it holds is not looked through.
+        self.is_of_earlier_format = False
 
     @abstractmethod
     def is_there(self) -> bool:

@@ -9,38 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from proxystash_server.cache.errors import StoreFormatError
-from proxystash_server.cache.ground.files import make_directory, replace_file
-from proxystash_server.cache.tiers.jsonl.shard import FORMAT, FORMAT_VERSION
-
-SHARDS = 8
-_META = "meta.json"
-_SET_ASIDE = "set-aside.jsonl"
+from proxystash_server.cache.ground.files import replace_file
+from proxystash_server.cache.tiers.jsonl.index import FORMAT, FORMAT_VERSION
 
 
 class JsonlDirectory:
-    """Paths and small files of one store; the shards' contents are not its business."""
+    """Paths and small files of one store; the lines of its entries are not its business."""
 
     def __init__(self, path: Path, *, sync: bool) -> None:
-        self._path = path
+        self.path = path
         self._sync = sync
+        self.log_path = path / "entries.jsonl"
+        self.meta_path = path / "meta.json"
+        self.set_aside_path = path / "set-aside.jsonl"
 
     @property
-    def meta_path(self) -> Path:
-        """Where the store says what it is."""
-        return self._path / _META
-
-    @property
-    def set_aside_path(self) -> Path:
-        """Where damaged lines are kept."""
-        return self._path / _SET_ASIDE
-
-    def create(self) -> None:
-        """Make the directory if need be."""
-        make_directory(self._path, sync=self._sync)
-
-    def shard_path(self, number: int) -> Path:
-        """Where a shard is."""
-        return self._path / f"shard-{number}.jsonl"
+    def is_there(self) -> bool:
+        """Whether anything of the store exists."""
+        return self.meta_path.exists() or self.log_path.exists()
 
     def create_meta(self, key_check: str) -> dict[str, Any]:
         """Give a new store its name, write that down, and return it."""
@@ -54,30 +40,13 @@ class JsonlDirectory:
         self.write_meta(meta)
         return meta
 
-    def upgrade_meta(self, meta: dict[str, Any], marks: dict[str, int]) -> dict[str, Any]:
-        """Bring what a store of format 1 says of itself to this format, write that down, and return it.
-
-        `marks` are what its lines noted that the other disk tier had missed.
-        """
-        upgraded = {
-            "format": FORMAT,
-            "version": FORMAT_VERSION,
-            "id": meta["store_id"],
-            "partner": meta.get("partner_id", ""),
-            "key_check": meta["key_check"],
-            "inherited": json.dumps(marks),
-        }
-        self.write_meta(upgraded)
-        return upgraded
-
     def read_meta(self) -> dict[str, Any] | None:
         """What the store says it is; None if there is nothing, or nothing readable.
 
         Raises StoreFormatError if it says that it is something else, or newer.
         """
-        path = self._path / _META
         try:
-            meta = json.loads(path.read_bytes())
+            meta = json.loads(self.meta_path.read_bytes())
         except (FileNotFoundError, ValueError):
             return None
         kinds = {"format": str, "version": int, "key_check": str}
@@ -87,20 +56,19 @@ class JsonlDirectory:
             return None
         if meta["format"] != FORMAT or meta["version"] > FORMAT_VERSION:
             raise StoreFormatError(
-                f"{path} has format {meta['format']} {meta['version']}; this release reads {FORMAT} up to "
-                f"{FORMAT_VERSION}. Use a newer release, or move {self._path} away"
+                f"{self.meta_path} has format {meta['format']} {meta['version']}; this release reads "
+                f"{FORMAT} up to {FORMAT_VERSION}. Use a newer release, or move {self.path} away"
             )
         return meta
 
     def set_damaged_meta_aside(self) -> bool:
         """Rename a meta file that could not be read; whether there was one."""
-        path = self._path / _META
-        if not path.exists():
+        if not self.meta_path.exists():
             return False
         number = 1
-        while (target := path.with_name(f"{_META}.damaged-{number}")).exists():
+        while (target := self.meta_path.with_name(f"{self.meta_path.name}.damaged-{number}")).exists():
             number += 1
-        path.rename(target)
+        self.meta_path.rename(target)
         return True
 
     def write_meta(self, meta: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The records of the JSONL tier: entries to lines and back, and what each line does to the index."""
+"""The records of the JSONL tier: entries to lines and back."""
 
 from __future__ import annotations
 
@@ -10,25 +10,16 @@ from proxystash_server.cache.coherence.uses import Access
 from proxystash_server.cache.entry.credentials import CredentialEncryptor
 from proxystash_server.cache.entry.entry import CacheEntry, entry_of_content
 from proxystash_server.cache.entry.plain import content_of_json, json_members, quoted
-from proxystash_server.cache.errors import StoreFormatError
 from proxystash_server.cache.tiers.base import Write
-from proxystash_server.cache.tiers.jsonl.directory import SHARDS
-from proxystash_server.cache.tiers.jsonl.shard import (
-    FORMAT,
-    FORMAT_VERSION,
-    Shard,
-    Slot,
-    decode_line,
-    finish_line,
-    is_sound,
-)
+from proxystash_server.cache.tiers.jsonl.index import Slot
+from proxystash_server.cache.tiers.jsonl.line import decode_line, finish_line, is_sound
 
 _BOOLEANS: Final = ("false", "true")
 # What follows the content in the line of a put. No text in the line looks like it: a quote in a text has a
 # backslash before it.
 _END: Final = re.compile(
     rb',"access_count":\d+,"last_accessed":\d+,"evicted_from_l1":(?:true|false)'
-    rb'(?P<backlog>,"backlog":true)?(?P<first>,"first":\d+)?(?:,"recency":\d+)?,"seq":'
+    rb'(?P<first>,"first":\d+)?(?:,"recency":\d+)?,"seq":'
 )
 
 
@@ -60,9 +51,9 @@ def touch_body(access: Access) -> bytes:
 
 def read_entry(key: str, line: bytes, slot: Slot, encryptor: CredentialEncryptor) -> CacheEntry:
     """The entry of a line and its slot; raises ValueError if the line is damaged or another key's."""
-    record = decode_line(line[:-1])
-    if record is None or record["key"] != key:
-        raise ValueError("the line is damaged")
+    record = decode_line(line)
+    if record["key"] != key:
+        raise ValueError("the line is another key's")
     return entry_of(record, encryptor, slot.access_count, slot.last_accessed_us, slot.evicted_from_l1)
 
 
@@ -78,80 +69,14 @@ def entry_of(
     return entry_of_content(content, access_count, last_accessed_us, evicted_from_l1)
 
 
-def replay(shard: Shard, offset: int, length: int, record: dict[str, Any], marks: dict[str, int]) -> None:
-    """Do to the index of a shard that is being loaded what a line says.
-
-    `marks` gets what lines of format 1 noted of the other disk tier.
-    """
-    operation = record["op"]
-    if operation == "put":
-        slot = Slot(
-            shard.segment,
-            offset,
-            length,
-            record["seq"],
-            record.get("recency", record["seq"]),
-            record.get("first", record["seq"]),
-            record["expires_at"],
-            record["version"],
-            record["access_count"],
-            record["last_accessed"],
-            record["evicted_from_l1"],
-        )
-        shard.put(record["key"], slot)
-    elif operation == "delete":
-        shard.forget(record["key"])
-    elif operation == "touch":
-        held = shard.index.get(record["key"])
-        if held is not None and held.version == record["version"]:
-            touch_slot(
-                held,
-                record["seq"],
-                record["access_count"],
-                record["last_accessed"],
-                record["evicted_from_l1"],
-            )
-    elif operation == "backlog":
-        for key, version in record["keys"].items():
-            marks[key] = max(version, marks.get(key, 0))
-    elif operation == "settle":
-        for key in record["keys"]:
-            marks.pop(key, None)
-    elif operation == "header" and (
-        record["format"] != FORMAT or record["version"] > FORMAT_VERSION or record["shards"] != SHARDS
-    ):
-        raise StoreFormatError(
-            f"{shard.path} has a format that this release cannot read; use a newer release"
-        )
-    if record.get("backlog"):
-        marks[record["key"]] = record["version"]
-
-
-def touch_slot(
-    slot: Slot, sequence: int, access_count: int, last_accessed_us: int, evicted_from_l1: bool
-) -> bool:
-    """Note in the index how an entry was used; whether it was."""
-    is_use = access_count > slot.access_count
-    if is_use:
-        # Falling out of memory is no use, and does not make it more recent.
-        slot.recency = sequence
-    slot.access_count = access_count
-    slot.last_accessed_us = last_accessed_us
-    slot.evicted_from_l1 = evicted_from_l1
-    slot.touched = True
-    return is_use
-
-
 def rewrite(line: bytes, slot: Slot) -> bytes | None:
     """The line of an entry as a compaction writes it: unchanged, unless the entry was used since.
 
     None if damaged.
     """
-    end = _END.search(line) if is_sound(line[:-1]) else None
-    if end is None:
-        return None
-    if not slot.touched and not end["backlog"]:
-        return line
+    end = _END.search(line) if is_sound(line) else None
+    if end is None or not slot.touched:
+        return line if end else None
     body = b'%b,"access_count":%d,"last_accessed":%d,"evicted_from_l1":%b%b,"recency":%d' % (
         line[: end.start()],
         slot.access_count,

@@ -53,7 +53,10 @@ _FEW_PAGES = 500
 _DAMAGE = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 
 
-def _is_damage(error: sqlite3.Error) -> bool:
+def _is_damage(error: Exception) -> bool:
+    # Its message quotes the text of a damaged schema, and is made of bytes that may be no text.
+    if isinstance(error, UnicodeDecodeError):
+        return True
     # The low byte is the primary result code.
     if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE:
         return True
@@ -66,12 +69,12 @@ def translated() -> Iterator[None]:
     """Raise the faults of SQLite and of the file system as TierError."""
     try:
         yield
-    except (sqlite3.Error, OSError) as error:
+    except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
         raise _tier_error(error) from error
 
 
-def _tier_error(error: sqlite3.Error | OSError) -> TierError:
-    lost = isinstance(error, sqlite3.Error) and _is_damage(error)
+def _tier_error(error: Exception) -> TierError:
+    lost = not isinstance(error, OSError) and _is_damage(error)
     return (TierLostError if lost else TierError)(f"{type(error).__name__}: {error}")
 
 
@@ -171,7 +174,7 @@ class Database:
             saved = self.rebuild() if self._damaged else None
             try:
                 self._connect()
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 if not _is_damage(error):
                     raise
                 saved = self.rebuild()
