@@ -242,7 +242,7 @@ class CacheManager:
         l1 = self._l1
         if l1.hits & 15 and not self._closed:
             nanoseconds = self._nanoseconds
-            entry = l1.hit(key, nanoseconds() // 1000)
+            entry = l1.use(key, nanoseconds() // 1000)
         else:
             entry = self._timed_hit(key)
         return self._lookup_below(key).entry if entry is None else entry
@@ -255,7 +255,7 @@ class CacheManager:
         l1 = self._l1
         if l1.hits & 15 and not self._closed:
             nanoseconds = self._nanoseconds
-            entry = l1.hit(key, nanoseconds() // 1000)
+            entry = l1.use(key, nanoseconds() // 1000)
         else:
             entry = self._timed_hit(key)
         return self._lookup_below(key) if entry is None else found_in_l1(entry)
@@ -270,7 +270,7 @@ class CacheManager:
             # What is in memory has been checked.
             check_key(key)
         started = time.perf_counter_ns()
-        found = self._l1.hit_many(keys, self._clock())
+        found = self._l1.use_many(keys, self._clock())
         served_by: list[CacheTierType | None] = [_L1] * len(found)
         if not found:
             return Lookups(found, served_by)
@@ -442,7 +442,7 @@ class CacheManager:
         """The entry from L1, which holds nothing if it is switched off, after this use."""
         self._check_open()
         started = time.perf_counter_ns()
-        entry = self._l1.hit(key, self._clock())
+        entry = self._l1.use(key, self._clock())
         if entry is not None:
             self._l1_latency.record(time.perf_counter_ns() - started)
         return entry

@@ -9,7 +9,7 @@ from typing import NoReturn
 import pytest
 
 from proxystash_server.cache import AuthorityTier, CacheEntry
-from proxystash_server.cache.coherence.uses import Access
+from proxystash_server.cache.coherence.uses import Use
 from proxystash_server.cache.errors import TierError
 from proxystash_server.cache.tiers.base import Held, Read, Write
 from tests.server.cache.disk_tier_contract import DiskTierContract
@@ -51,7 +51,7 @@ class AuthorityTierContract(DiskTierContract):
     def test_a_use_is_no_new_version(self, make: MakeAuthorityTier) -> None:
         tier = make()
         put(tier, stored("a", version=3))
-        tier.note_uses([Access("a", 3, 1, START_US, False)])
+        tier.note_uses([Use("a", 3, 1, START_US, False)])
         for one in as_is_and_reopened(tier, make):
             assert one.versions(["a"]) == {"a": 3}
 
@@ -135,7 +135,7 @@ class AuthorityTierContract(DiskTierContract):
     ) -> None:
         tier = make()
         put(tier, stored("a", version=3))
-        tier.note_uses([Access("a", 3, 7, START_US + 9, True)])
+        tier.note_uses([Use("a", 3, 7, START_US + 9, True)])
 
         def decide(held: Mapping[str, Held], read: Read) -> list[Write]:
             assert held["a"].version == 3
@@ -245,7 +245,7 @@ class AuthorityTierContract(DiskTierContract):
                 tier.apply([Write("c", stored("c", version=number + 1))])
                 entry = tier.get("a")
                 assert entry is not None
-                tier.note_uses([Access("a", entry.version, 1, START_US, False)])
+                tier.note_uses([Use("a", entry.version, 1, START_US, False)])
 
         run_in_threads(*[decide] * 6, change_something_else)
         for one in as_is_and_reopened(tier, make):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from proxystash_server.cache.coherence.uses import Access
+from proxystash_server.cache.coherence.uses import Use
 from proxystash_server.cache.errors import TierError
 from proxystash_server.cache.tiers.base import Write
 from tests.server.cache.invariants import check_files, check_tier
@@ -157,7 +157,7 @@ class DiskTierContract(StoreContract):
     def test_uses_are_stored(self, make: MakeDiskTier) -> None:
         tier = make()
         put(tier, everything_set(version=3))
-        tier.note_uses([Access("full", 3, 9, START_US + 77, False)])
+        tier.note_uses([Use("full", 3, 9, START_US + 77, False)])
         used = everything_set().model_copy(update={"access_count": 9, "evicted_from_l1": False})
         for one in as_is_and_reopened(tier, make):
             entry = one.get("full")
@@ -171,7 +171,7 @@ class DiskTierContract(StoreContract):
     def test_many_uses_are_stored_each(self, make: MakeDiskTier, uses: int) -> None:
         tier = make()
         tier.apply([Write(f"key-{n}", stored(f"key-{n}", version=n + 1)) for n in range(uses + 1)])
-        tier.note_uses([Access(f"key-{n}", n + 1, n + 5, START_US + n, n % 2 == 0) for n in range(uses)])
+        tier.note_uses([Use(f"key-{n}", n + 1, n + 5, START_US + n, n % 2 == 0) for n in range(uses)])
         assert tier.get(f"key-{uses}") == stored(f"key-{uses}")
         for n in range(uses):
             entry = tier.get(f"key-{n}")
@@ -183,7 +183,7 @@ class DiskTierContract(StoreContract):
         tier = make(bounded(100, "lru"))
         keys = [f"key-{n}" for n in range(100)]
         tier.apply([Write(key, stored(key, version=1)) for key in keys])
-        tier.note_uses([Access(key, 1, 1, START_US + 1, False) for key in keys[::-1]])
+        tier.note_uses([Use(key, 1, 1, START_US + 1, False) for key in keys[::-1]])
         for one in as_is_and_reopened(tier, lambda: make(bounded(100, "lru"))):
             applied = one.apply([Write(f"{id(one)}-{n}", stored(f"{id(one)}-{n}")) for n in range(3)])
             evicted = [key for write in applied for key in write.evicted]
@@ -192,7 +192,7 @@ class DiskTierContract(StoreContract):
     def test_a_use_of_an_earlier_version_is_ignored(self, make: MakeDiskTier) -> None:
         tier = make()
         put(tier, stored("key-1", version=1), stored("key-1", version=2))
-        tier.note_uses([Access("key-1", 1, 50, START_US + 1, True)])
+        tier.note_uses([Use("key-1", 1, 50, START_US + 1, True)])
         for one in as_is_and_reopened(tier, make):
             assert one.get("key-1") == stored("key-1")
 
@@ -200,7 +200,7 @@ class DiskTierContract(StoreContract):
         tier = make()
         put(tier, stored("key-1", version=1))
         tier.delete("key-1")
-        tier.note_uses([Access("key-1", 1, 1, START_US, False), Access("never", 1, 1, START_US, False)])
+        tier.note_uses([Use("key-1", 1, 1, START_US, False), Use("never", 1, 1, START_US, False)])
         for one in as_is_and_reopened(tier, make):
             assert one.keys() == []
             assert one.size() == 0
@@ -208,7 +208,7 @@ class DiskTierContract(StoreContract):
     def test_a_replacement_after_a_use_has_its_own_counts(self, make: MakeDiskTier) -> None:
         tier = make()
         put(tier, stored("key-1", version=1))
-        tier.note_uses([Access("key-1", 1, 5, START_US + 1, True)])
+        tier.note_uses([Use("key-1", 1, 5, START_US + 1, True)])
         put(tier, stored("key-1", version=2))
         for one in as_is_and_reopened(tier, make):
             assert one.get("key-1") == stored("key-1")
@@ -285,7 +285,7 @@ class DiskTierContract(StoreContract):
     ) -> None:
         tier = make()
         put(tier, everything_set(), *(stored(key) for key in AWKWARD_KEYS))
-        tier.note_uses([Access("full", 1, 8, START_US, True)])
+        tier.note_uses([Use("full", 1, 8, START_US, True)])
         tier.delete("a")
         tier = make()
         tier.maintain()

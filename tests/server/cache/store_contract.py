@@ -24,7 +24,7 @@ from proxystash_server.cache import (
     HealthMonitoring,
     StoreFormatError,
 )
-from proxystash_server.cache.coherence.uses import Access
+from proxystash_server.cache.coherence.uses import Use
 from tests.server.cache.invariants import check_tier
 from tests.server.cache.support import (
     PASSWORD,
@@ -235,7 +235,7 @@ class StoreContract(TierContract):
         tier = make()
         put(tier, everything_set(), stored("b", username=USERNAME, password=PASSWORD))
         put(tier, everything_set(version=2))
-        tier.note_uses([Access("full", 2, 9, START_US, False)])
+        tier.note_uses([Use("full", 2, 9, START_US, False)])
         tier.maintain()
         for files in (contents(directory), self._contents_after_closing(tier, directory)):
             assert files

@@ -18,7 +18,7 @@ from proxystash_server.cache import (
     MemoryCacheTier,
     SQLiteCacheTier,
 )
-from proxystash_server.cache.coherence.uses import Access
+from proxystash_server.cache.coherence.uses import Use
 from proxystash_server.cache.tiers.eviction import EvictionPolicy, make_policy
 from tests.server.cache.store_contract import ENCRYPTOR
 from tests.server.cache.support import START_US, bounded, stored
@@ -58,7 +58,7 @@ class PolicyStore(Store):
 
     def use(self, key: str) -> None:
         self.counts[key] += 1
-        self.policy.record_access(key, self.counts[key])
+        self.policy.record_use(key, self.counts[key])
 
     def delete(self, key: str) -> None:
         del self.counts[key]
@@ -82,11 +82,11 @@ class TierStore(Store):
     def use(self, key: str) -> None:
         self.now_us += 1
         if isinstance(self.tier, MemoryCacheTier):
-            assert self.tier.hit(key, self.now_us) is not None
+            assert self.tier.use(key, self.now_us) is not None
         elif isinstance(self.tier, DiskTier):
             entry = self.tier.get(key)
             assert entry is not None
-            self.tier.note_uses([Access(key, entry.version, entry.access_count + 1, self.now_us, False)])
+            self.tier.note_uses([Use(key, entry.version, entry.access_count + 1, self.now_us, False)])
 
     def delete(self, key: str) -> None:
         assert self.tier.delete(key)
@@ -298,7 +298,7 @@ def test_the_policies_agree_with_a_plain_list(policy: str, steps: list[tuple[str
                 facts[key] = (0, now)
         elif step == "use" and key in facts:
             counts[key] += 1
-            real.record_access(key, counts[key])
+            real.record_use(key, counts[key])
             if policy != "fifo":
                 facts[key] = (counts[key] if policy == "lfu" else 0, now)
         elif step == "remove":

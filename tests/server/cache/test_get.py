@@ -161,18 +161,18 @@ def test_a_use_is_counted_though_its_entry_is_pushed_out_while_another_get_looks
     manager = stash.open(l1_config=bounded(1))
     put(manager, "key-1")
     l1 = manager._l1
-    hit = l1.hit
+    use = l1.use
     calls = []
 
     def too_late(key: str, now_us: int) -> None:
         calls.append(key)
         if len(calls) == 2:
             # By now another thread has promoted it, used it, and promoted the next entry in its place.
-            assert hit(key, now_us) is not None
+            assert use(key, now_us) is not None
             l1.put("key-2", stored("key-2"))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(l1, "hit", too_late)
+        patch.setattr(l1, "use", too_late)
         entry = manager.get("key-1")
     assert calls == ["key-1", "key-1"]
     assert entry is not None

@@ -21,7 +21,7 @@ from proxystash_server.cache import (
     JsonlCacheTier,
     StoreFormatError,
 )
-from proxystash_server.cache.coherence.uses import Access
+from proxystash_server.cache.coherence.uses import Use
 from proxystash_server.cache.errors import TierError
 from proxystash_server.cache.tiers.base import Write
 from proxystash_server.cache.tiers.jsonl.index import FORMAT, Slot
@@ -126,7 +126,7 @@ def test_the_file_is_json_lines_that_anyone_can_read(make: Make, directory: Path
     tier = make()
     put(tier, everything_set(), *(stored(f"key-{number}") for number in range(20)))
     tier.delete("key-3")
-    tier.note_uses([Access("key-4", 1, 2, START_US, False)])
+    tier.note_uses([Use("key-4", 1, 2, START_US, False)])
     content = (directory / FILE).read_bytes()
     assert content.endswith(b"\n")
     records = []
@@ -144,7 +144,7 @@ CHANGES: dict[str, Callable[[JsonlCacheTier], object]] = {
     "put": lambda tier: tier.put("new", stored("new")),
     "replacement": lambda tier: tier.put("key-1", stored("key-1", version=2)),
     "delete": lambda tier: tier.delete("key-1"),
-    "note_uses": lambda tier: tier.note_uses([Access("key-1", 1, 1, START_US, False)]),
+    "note_uses": lambda tier: tier.note_uses([Use("key-1", 1, 1, START_US, False)]),
 }
 
 
@@ -173,7 +173,7 @@ def test_changes_that_change_nothing_write_nothing(make: Make, directory: Path) 
     put(tier, stored("key-1", version=2))
     before = contents(directory)
     tier.delete("nothing")
-    tier.note_uses([Access("key-1", 1, 1, START_US, False), Access("nothing", 1, 1, START_US, False)])
+    tier.note_uses([Use("key-1", 1, 1, START_US, False), Use("nothing", 1, 1, START_US, False)])
     assert contents(directory) == before
 
 
@@ -194,7 +194,7 @@ def test_full_durability_syncs_what_a_put_appended_before_it_returns(
 def test_compaction_keeps_the_content_and_gives_the_room_back(make: Make, directory: Path) -> None:
     tier = make()
     put(tier, everything_set(), *(stored(f"key-{number}", version=number + 1) for number in range(50)))
-    tier.note_uses([Access("full", 1, 44, START_US + 9, True)])
+    tier.note_uses([Use("full", 1, 44, START_US + 9, True)])
     for key in ("key-1", "full-not", "key-2"):
         make_garbage(tier, key)
     before = {key: tier.get(key) for key in tier.keys()}  # noqa: SIM118 -- no dict
@@ -286,7 +286,7 @@ def test_what_is_appended_while_a_compaction_copies_is_kept(
         line = read(self, offset, length)
         if b'"key-1"' in line and once.acquire(blocking=False):
             put(tier, stored("key-1", version=3, source="meanwhile"), stored("key-3", version=4))
-            tier.note_uses([Access("key-2", 2, 9, START_US + 1, True)])
+            tier.note_uses([Use("key-2", 2, 9, START_US + 1, True)])
         return line
 
     monkeypatch.setattr(LogFile, "read", read_and_interfere)

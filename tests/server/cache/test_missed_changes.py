@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from proxystash_server.cache.coherence import missed as missed_module
-from proxystash_server.cache.coherence.uses import Access
+from proxystash_server.cache.coherence.uses import Use
 from proxystash_server.cache.errors import TierError
 from proxystash_server.cache.tiers.base import Write
 from tests.server.cache.journal import OpenJournal, as_is_and_reopened, delete, opening_journals, put, told
@@ -291,7 +291,7 @@ def test_a_change_in_memory_hides_the_one_of_its_key_in_the_file(open_journal: O
 def test_what_was_missed_is_read_as_it_was_used_since(open_journal: OpenJournal) -> None:
     missed = open_journal()
     missed.append([put("a", 1), put("b", 2), put("b", 3)])
-    missed.add_uses([Access("a", 1, 5, START_US + 9, True), Access("b", 2, 5, START_US + 9, True)])
+    missed.add_uses([Use("a", 1, 5, START_US + 9, True), Use("b", 2, 5, START_US + 9, True)])
     assert missed.read("a") == stored(
         "a", access_count=5, last_accessed_us=START_US + 9, evicted_from_l1=True
     )
@@ -301,22 +301,22 @@ def test_what_was_missed_is_read_as_it_was_used_since(open_journal: OpenJournal)
 
 def test_the_last_use_of_each_key_is_kept_until_it_is_taken(open_journal: OpenJournal) -> None:
     missed = open_journal()
-    uses = [Access("a", 1, count, START_US + count, False) for count in range(1, 4)]
-    missed.add_uses([uses[0], Access("b", 1, 1, START_US, False), uses[1]])
+    uses = [Use("a", 1, count, START_US + count, False) for count in range(1, 4)]
+    missed.add_uses([uses[0], Use("b", 1, 1, START_US, False), uses[1]])
     missed.add_uses([uses[2]])
-    assert missed.take_uses() == [Access("b", 1, 1, START_US, False), uses[2]]
+    assert missed.take_uses() == [Use("b", 1, 1, START_US, False), uses[2]]
     assert missed.take_uses() == []
 
 
 def test_of_too_many_uses_the_oldest_go(open_journal: OpenJournal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(missed_module, "_MOST_USES", 3)
     missed = open_journal()
-    missed.add_uses([Access(key, 1, 1, START_US, False) for key in "abcad"])
+    missed.add_uses([Use(key, 1, 1, START_US, False) for key in "abcad"])
     assert [use.key for use in missed.take_uses()] == ["c", "a", "d"]
 
 
 def test_a_clear_takes_the_uses_with_it(open_journal: OpenJournal) -> None:
     missed = open_journal()
-    missed.add_uses([Access("a", 1, 1, START_US, False)])
+    missed.add_uses([Use("a", 1, 1, START_US, False)])
     missed.append_clear(2)
     assert missed.take_uses() == []

@@ -19,7 +19,7 @@ from proxystash_server.cache.coherence.plan import (
     Rules,
 )
 from proxystash_server.cache.counting.statistics import EvictionCause
-from proxystash_server.cache.entry.entry import with_access
+from proxystash_server.cache.entry.entry import with_use
 from proxystash_server.cache.entry.limits import MAX_COUNT
 from proxystash_server.cache.tiers.base import HeldEntry, Write
 from tests.server.cache.support import HOUR, START_US, stored
@@ -199,7 +199,7 @@ def test_an_entry_goes_on_with_the_uses_that_the_authority_was_not_told_of() -> 
     decision = Decision(
         [ReportFailure("a")],
         stored("a"),
-        as_used=lambda entry: with_access(entry, 7, START_US + 1, evicted_from_l1=True),
+        as_used=lambda entry: with_use(entry, 7, START_US + 1, evicted_from_l1=True),
     )
     entry = decision.writes[0].entry
     assert entry is not None

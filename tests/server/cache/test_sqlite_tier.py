@@ -21,7 +21,7 @@ from proxystash_server.cache import (
     SQLiteCacheTier,
     StoreFormatError,
 )
-from proxystash_server.cache.coherence.uses import Access
+from proxystash_server.cache.coherence.uses import Use
 from proxystash_server.cache.errors import TierError, TierLostError
 from proxystash_server.cache.tiers.base import Held, Read, Write
 from proxystash_server.cache.tiers.sqlite import tier as sqlite
@@ -376,7 +376,7 @@ OPERATIONS: dict[str, Callable[[SQLiteCacheTier], object]] = {
     "put of a new key": lambda tier: tier.put("new", stored("new")),
     "replacement": lambda tier: tier.put("key-3", stored("key-3", version=9)),
     "delete": lambda tier: tier.delete("key-3"),
-    "note_uses": lambda tier: tier.note_uses([Access("key-3", 1, 1, START_US, False)]),
+    "note_uses": lambda tier: tier.note_uses([Use("key-3", 1, 1, START_US, False)]),
     "decision on one": lambda tier: tier.commit(["key-3"], lambda _held, _read: []),
     "decision on several": lambda tier: tier.commit(["key-1", "key-2"], lambda _held, _read: []),
     "versions": lambda tier: tier.versions(["key-1", "key-2"]),

@@ -12,7 +12,7 @@ def used(key: str, count: int, version: int = 1) -> CacheEntry:
 
 
 def counts(log: UseLog, limit: int = 100) -> list[tuple[str, int]]:
-    return [(access.key, access.access_count) for access in log.begin_flush(limit)]
+    return [(use.key, use.access_count) for use in log.begin_flush(limit)]
 
 
 def test_the_latest_use_of_each_key_is_flushed_least_recently_used_first() -> None:

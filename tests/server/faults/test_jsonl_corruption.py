@@ -12,7 +12,7 @@ import pytest
 from cryptography.fernet import Fernet
 
 from proxystash_server.cache import CacheManager, CacheTierConfig, CacheTierType, EntryFilter, JsonlCacheTier
-from proxystash_server.cache.coherence.uses import Access
+from proxystash_server.cache.coherence.uses import Use
 from proxystash_server.cache.entry.credentials import CredentialEncryptor
 from proxystash_server.cache.tiers.base import Write
 from tests.server.cache.stash import Stash
@@ -101,7 +101,7 @@ class Store:
     def note_uses(self, key: str, version: int, uses: int) -> None:
         entry = self.tier.get(key)
         assert entry is not None
-        self.tier.note_uses([Access(key, version, uses, entry.last_accessed_us, False)])
+        self.tier.note_uses([Use(key, version, uses, entry.last_accessed_us, False)])
         self._note(key=key, uses=uses, used_version=version)
 
     def probe(self) -> None:

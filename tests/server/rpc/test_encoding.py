@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from proxystash.models import HealthMonitoring, HealthStatus
 from proxystash.v1 import cache_service_pb2 as pb
 from proxystash_server.cache import CacheEntry, CacheTierType, Lookup, Lookups
-from proxystash_server.cache.entry.entry import to_datetime, with_access
+from proxystash_server.cache.entry.entry import to_datetime, with_use
 from proxystash_server.rpc import convert, encoding
 from proxystash_server.rpc.errors import NO_TIER_AVAILABLE
 
@@ -34,7 +34,7 @@ def entries(draw: st.DrawFn) -> CacheEntry:
         | {str(number): "x" * 256 for number in range(draw(st.sampled_from([0, 0, 3, 27])))},
     )
     count = draw(st.integers(1, 130) | st.integers(16_380, 16_390) | st.integers(1, 2**58))
-    return with_access(entry, count, draw(st.integers(0, 2**57)), draw(st.booleans()))
+    return with_use(entry, count, draw(st.integers(0, 2**57)), draw(st.booleans()))
 
 
 LOOKUPS = st.tuples(entries(), st.sampled_from(CacheTierType)).map(lambda found: Lookup(*found))
@@ -69,7 +69,7 @@ def test_what_was_serialized_for_one_answer_serves_the_next_of_the_same_write() 
     entry = CacheEntry("key-1", "http://192.0.2.1:1", ttl_seconds=60)
     encoding.get_response(Lookup(entry, CacheTierType.L1))
     kept = entry.encoded
-    later = with_access(entry, 9, 9, evicted_from_l1=False)
+    later = with_use(entry, 9, 9, evicted_from_l1=False)
     encoding.get_response(Lookup(later, CacheTierType.L1))
     assert kept is not None
     assert later.encoded is kept

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from proxystash_server.cache.coherence.guard import GuardedTier
 from proxystash_server.cache.coherence.missed import MissedChanges
-from proxystash_server.cache.coherence.uses import Access
+from proxystash_server.cache.coherence.uses import Use
 from proxystash_server.cache.config import CacheTierType
 from proxystash_server.cache.entry.entry import CacheEntry
 from proxystash_server.cache.errors import CacheUnavailableError, TierError
@@ -162,18 +162,16 @@ class Authority:
         if self.works and self.tier.notes.get("cache_id"):
             self.guard.write(self.tier.note, cache_id="")
 
-    def note_uses(self, accesses: Sequence[Access]) -> bool:
+    def note_uses(self, uses: Sequence[Use]) -> bool:
         """Store how entries were used; whether that may be forgotten elsewhere."""
         if self._guard is None:
             return True
-        told: Sequence[Access] = accesses
-        if not self.works:
-            told = ()
-        elif self.missed.pending:
+        told = uses
+        if not self.works or self.missed.pending:
             # It cannot know them of an entry that it has missed.
-            told = [access for access in accesses if not self.missed.covers(access.key)]
-        if len(told) < len(accesses):
-            self.missed.add_uses(access for access in accesses if access not in told)
+            told = [use for use in uses if self.works and not self.missed.covers(use.key)]
+            known = {use.key for use in told}
+            self.missed.add_uses(use for use in uses if use.key not in known)
         return not told or self._guard.write(self._guard.tier.note_uses, told)
 
     def _commit_both(self, keys: Sequence[str], decide: Decide, current: Read) -> Committed:

@@ -12,7 +12,7 @@ from proxystash_server.cache.coherence.reads import Reads
 from proxystash_server.cache.coherence.uses import UseLog
 from proxystash_server.cache.config import CacheTierType
 from proxystash_server.cache.counting.statistics import StatisticsRecorder
-from proxystash_server.cache.entry.entry import CacheEntry, Clock, accessed
+from proxystash_server.cache.entry.entry import CacheEntry, Clock, used
 from proxystash_server.cache.entry.limits import check_key
 from proxystash_server.cache.errors import CacheUnavailableError
 from proxystash_server.cache.ground.keylocks import KeyLocks
@@ -85,7 +85,7 @@ class LookupsBelow:
             if entry is not None:
                 # Another thread has promoted it while this one waited for the key. Or it has expired, or is
                 # pushed out in this moment.
-                hit = l1.hit(key, now)
+                hit = l1.use(key, now)
                 if hit is not None:
                     return found_in_l1(hit)
                 entry = l1.get(key)
@@ -108,7 +108,7 @@ class LookupsBelow:
         self, entry: CacheEntry, served_by: CacheTierType | None, missed: list[CacheTierType], now_us: int
     ) -> Lookup:
         """Use an entry once, and copy it into the faster tiers. Its key is locked."""
-        entry = accessed(entry, now_us)
+        entry = used(entry, now_us)
         # Before it is in memory, where the next use of it may come at once.
         self._uses.record_use(entry)
         promotions = 0

@@ -16,9 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from proxystash_server.cache.coherence.uses import Access
+from proxystash_server.cache.coherence.uses import Use
 from proxystash_server.cache.entry.credentials import CredentialEncryptor
-from proxystash_server.cache.entry.entry import CacheEntry, with_access
+from proxystash_server.cache.entry.entry import CacheEntry, with_use
 from proxystash_server.cache.errors import EncryptionKeyError, StoreError, StoreFormatError, TierError
 from proxystash_server.cache.ground.files import make_directory, replace_file, sync_directory
 from proxystash_server.cache.ground.killpoints import kill_point
@@ -77,7 +77,7 @@ class MissedChanges:
         self.pending = False
         self._damaged = 0
         self._uses_lock = threading.Lock()
-        self._uses: OrderedDict[str, Access] = OrderedDict()
+        self._uses: OrderedDict[str, Use] = OrderedDict()
 
     # -- the file
 
@@ -188,7 +188,7 @@ class MissedChanges:
         use = self._uses.get(key)
         if use is None or use.version != entry.version:
             return entry
-        return with_access(entry, use.access_count, use.last_accessed_us, use.evicted_from_l1)
+        return with_use(entry, use.access_count, use.last_accessed_us, use.evicted_from_l1)
 
     def keys(self) -> list[str]:
         """The keys whose last change the authority lacks."""
@@ -318,23 +318,23 @@ class MissedChanges:
 
     # -- uses
 
-    def add_uses(self, accesses: Iterable[Access]) -> None:
+    def add_uses(self, uses: Iterable[Use]) -> None:
         """The authority was not told of these uses. In memory alone; the oldest go if there are too many."""
         with self._uses_lock:
-            for access in accesses:
-                self._uses[access.key] = access
-                self._uses.move_to_end(access.key)
+            for use in uses:
+                self._uses[use.key] = use
+                self._uses.move_to_end(use.key)
             while len(self._uses) > _MOST_USES:
                 self._uses.popitem(last=False)
 
-    def take_uses(self) -> list[Access]:
+    def take_uses(self) -> list[Use]:
         """The uses that the authority was not told of, which are forgotten here."""
         if not self._uses:
             return []
         with self._uses_lock:
-            accesses = list(self._uses.values())
+            uses = list(self._uses.values())
             self._uses.clear()
-        return accesses
+        return uses
 
     # -- inside
 

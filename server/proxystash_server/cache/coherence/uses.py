@@ -10,7 +10,7 @@ from typing import NamedTuple
 from proxystash_server.cache.entry.entry import CacheEntry
 
 
-class Access(NamedTuple):
+class Use(NamedTuple):
     """How an entry stands after its last use, for the content that the write numbered `version` stored."""
 
     key: str
@@ -28,7 +28,7 @@ def combine(entry: CacheEntry, used: CacheEntry | None) -> CacheEntry:
 
 
 class UseLog:
-    """The latest access of each entry used since the last flush, least recently used first.
+    """The latest use of each entry used since the last flush, least recently used first.
 
     Every get writes here; disk tiers get it in batches. Whoever reads an entry from disk combines it with
     what stands here, so answers are exact although the disk lags. During a flush its batch stays visible
@@ -90,15 +90,15 @@ class UseLog:
             self.waiting.clear()
             self._flushing.clear()
 
-    def begin_flush(self, limit: int) -> list[Access]:
-        """The oldest `limit` accesses, to be written; one flush at a time (the caller's lock)."""
+    def begin_flush(self, limit: int) -> list[Use]:
+        """The oldest `limit` uses, to be written; one flush at a time (the caller's lock)."""
         with self.lock:
             for key in list(islice(self.waiting, limit)):
                 self._flushing[key] = self.waiting.pop(key)
             self.has_uses = self.has_uses and bool(self.waiting)
             batch = list(self._flushing.items())
         return [
-            Access(
+            Use(
                 key,
                 entry.content.version,
                 entry.access_count,

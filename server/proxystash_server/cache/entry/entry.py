@@ -64,7 +64,7 @@ def to_datetime(microseconds: int) -> datetime:
     return _EPOCH + timedelta(microseconds=microseconds)
 
 
-class Use:
+class MutableEntry:
     """The storage of an entry, assignable; CacheEntry adds the lock on the door."""
 
     __slots__ = ("access_count", "content", "evicted_from_l1", "last_accessed_us")
@@ -86,7 +86,7 @@ def _monitored(name: str) -> Any:  # noqa: ANN401 -- each attribute has a type o
     return property(read)
 
 
-class CacheEntry(Use, Fields):
+class CacheEntry(MutableEntry, Fields):
     """One cached proxy.
 
     Made by keyword, like proxywhirl's, from datetimes; times are kept as integer microseconds since the epoch
@@ -161,7 +161,7 @@ class CacheEntry(Use, Fields):
             health_monitoring=health_monitoring,
             labels=labels or NO_LABELS,
         )
-        for name in Use.__slots__:
+        for name in MutableEntry.__slots__:
             object.__setattr__(self, name, getattr(made, name))
 
     @property
@@ -238,7 +238,7 @@ class CacheEntry(Use, Fields):
 
 for _name in FIELDS:
     setattr(CacheEntry, _name, property(attrgetter(f"content.{_name}")))
-_USE: Final = tuple(name for name in Use.__slots__ if name != "content")
+_USE: Final = tuple(name for name in MutableEntry.__slots__ if name != "content")
 _compared: Final = attrgetter(*PUBLIC_FIELDS, *_USE)
 _ARGUMENTS: Final = tuple(public_name(name) for name in (*PUBLIC_FIELDS, *_USE))
 
@@ -303,7 +303,7 @@ def entry_of_content(
     content: Content, access_count: int, last_accessed_us: int, evicted_from_l1: bool
 ) -> CacheEntry:
     """The entry of a content, which nobody changes from now on. Nothing is checked."""
-    use = Use()
+    use = MutableEntry()
     use.content = content
     use.access_count = access_count
     use.last_accessed_us = last_accessed_us
@@ -314,10 +314,10 @@ def entry_of_content(
     return use  # type: ignore[return-value]  # mypy cannot follow the line above
 
 
-def accessed(entry: CacheEntry, now_us: int) -> CacheEntry:
+def used(entry: CacheEntry, now_us: int) -> CacheEntry:
     """`entry` after one more use, back in memory."""
     # On the path of every hit, so what `entry_of_content` does is written out.
-    use = Use()
+    use = MutableEntry()
     use.content = entry.content
     use.access_count = entry.access_count + 1
     use.last_accessed_us = now_us
@@ -326,10 +326,10 @@ def accessed(entry: CacheEntry, now_us: int) -> CacheEntry:
     return use  # type: ignore[return-value]  # mypy cannot follow the line above
 
 
-def with_access(
+def with_use(
     entry: CacheEntry, access_count: int, last_accessed_us: int, evicted_from_l1: bool
 ) -> CacheEntry:
-    """`entry` with other access facts."""
+    """`entry`, used otherwise."""
     return entry_of_content(entry.content, access_count, last_accessed_us, evicted_from_l1)
 
 

@@ -45,7 +45,7 @@ class Fields:
     failure_count: int
     health_monitoring: HealthMonitoring | None
     labels: Mapping[str, str]
-    # Names the write that stored this content; access counts of an earlier write never reach a later one.
+    # Names the write that stored this content; uses of an earlier write never reach a later one.
     version: int
     # Room for the content as an answer of the service, which is built once; see `keep_encoded`.
     encoded: bytes | None

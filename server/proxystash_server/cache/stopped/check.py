@@ -21,7 +21,7 @@ from proxystash_server.cache.entry.credentials import (
     CredentialEncryptor,
     UnreadableCredentialsError,
 )
-from proxystash_server.cache.entry.entry import CacheEntry, with_access
+from proxystash_server.cache.entry.entry import CacheEntry, with_use
 from proxystash_server.cache.errors import EncryptionKeyError, StoreFormatError, TierError
 from proxystash_server.cache.setup import (
     L2_DATABASE,
@@ -235,7 +235,7 @@ def _confirm(
             message = "L3 does not have it"
         elif other.version != entry.version:
             message = f"L2 has version {entry.version}, L3 has version {other.version}"
-        elif with_access(other, entry.access_count, entry.last_accessed_us, entry.evicted_from_l1) != entry:
+        elif with_use(other, entry.access_count, entry.last_accessed_us, entry.evicted_from_l1) != entry:
             message = "L2 and L3 have the same version with different contents"
         else:
             continue

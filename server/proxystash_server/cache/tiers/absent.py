@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from proxystash_server.cache.coherence.uses import Access
+from proxystash_server.cache.coherence.uses import Use
 from proxystash_server.cache.config import CacheTierConfig, CacheTierType
 from proxystash_server.cache.entry.entry import CacheEntry, wall_clock
 from proxystash_server.cache.tiers.base import Applied, DiskTier, EntryFilter, Page, Write
@@ -70,7 +70,7 @@ class AbsentTier(DiskTier):
     def apply(self, writes: Sequence[Write]) -> list[Applied]:
         return [Applied(existed=False)] * len(writes)
 
-    def note_uses(self, accesses: Sequence[Access]) -> None:
+    def note_uses(self, uses: Sequence[Use]) -> None:
         pass
 
     def trim(self) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
 from proxystash.models import HealthStatus
-from proxystash_server.cache.coherence.uses import Access
+from proxystash_server.cache.coherence.uses import Use
 from proxystash_server.cache.config import CacheTierConfig, CacheTierType
 from proxystash_server.cache.entry.entry import CacheEntry, Clock
 
@@ -232,7 +232,7 @@ class DiskTier(CacheTier):
         """Make changes, durable on return. A TierError leaves open which of them were made."""
 
     @abstractmethod
-    def note_uses(self, accesses: Sequence[Access]) -> None:
+    def note_uses(self, uses: Sequence[Use]) -> None:
         """Store how entries were used since, where the entry is still the one that was used."""
 
     @abstractmethod

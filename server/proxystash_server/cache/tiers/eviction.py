@@ -20,7 +20,7 @@ class EvictionPolicy(Protocol):
     def record_put(self, key: str, access_count: int) -> None:
         """Note that `key` was stored, new or again, with a count of earlier uses."""
 
-    def record_access(self, key: str, access_count: int) -> None:
+    def record_use(self, key: str, access_count: int) -> None:
         """Note that `key`, which is held, was used; `access_count` includes this use."""
 
     def remove(self, key: str) -> None:
@@ -45,7 +45,7 @@ class FifoPolicy:
     def record_put(self, key: str, access_count: int) -> None:
         self._keys.setdefault(key, None)
 
-    def record_access(self, key: str, access_count: int) -> None:
+    def record_use(self, key: str, access_count: int) -> None:
         pass
 
     def remove(self, key: str) -> None:
@@ -59,13 +59,13 @@ class FifoPolicy:
 
 
 class LruPolicy(FifoPolicy):
-    """Least recently used: a put or an access moves the key to the end."""
+    """Least recently used: a put or a use moves the key to the end."""
 
     def __init__(self) -> None:
         super().__init__()
         # On the path of every hit, so without a function in between: a count of at least 1 is as good as the
         # True that `move_to_end` takes.
-        self.record_access = self._keys.move_to_end  # type: ignore[method-assign,assignment]
+        self.record_use = self._keys.move_to_end  # type: ignore[method-assign,assignment]
 
     def record_put(self, key: str, access_count: int) -> None:
         self._keys[key] = None
@@ -89,7 +89,7 @@ class LfuPolicy:
         self._counts[key] = access_count
         self._buckets.setdefault(access_count, OrderedDict())[key] = None
 
-    record_access = record_put
+    record_use = record_put
 
     def remove(self, key: str) -> None:
         count = self._counts.pop(key, None)

@@ -8,7 +8,7 @@ from typing import Final
 
 from proxystash_server.cache.coherence.uses import UseLog
 from proxystash_server.cache.config import CacheTierConfig, CacheTierType
-from proxystash_server.cache.entry.entry import CacheEntry, Clock, Use, accessed, wall_clock, with_access
+from proxystash_server.cache.entry.entry import CacheEntry, Clock, MutableEntry, used, wall_clock, with_use
 from proxystash_server.cache.tiers.base import CacheTier, EntryFilter, Page
 from proxystash_server.cache.tiers.eviction import make_policy
 
@@ -19,8 +19,8 @@ _KEYS_PER_HOLD: Final = 100
 class MemoryCacheTier(CacheTier):
     """A dictionary and a policy under one lock, held for memory operations only.
 
-    It is the lock of the access log, to which uses and capacity evictions are written under the same hold, so
-    that a reader who no longer finds an entry here finds its counts there.
+    It is the lock of the log of uses, to which those and capacity evictions are written under the same hold:
+    a reader who no longer finds an entry here finds its counts there.
     """
 
     backend = "memory"
@@ -38,13 +38,13 @@ class MemoryCacheTier(CacheTier):
         self._entries: dict[str, CacheEntry] = {}
         self._waiting = self._use_log.waiting
         self._policy = make_policy(config.eviction_policy)
-        self._record_access = self._policy.record_access
+        self._record_use = self._policy.record_use
         # How many lookups this tier has answered; read without the lock, since it is one number.
         self.hits = 0
 
-    def hit(self, key: str, now_us: int) -> CacheEntry | None:
+    def use(self, key: str, now_us: int) -> CacheEntry | None:
         """The live entry after one more use, or None if it is absent or expired."""
-        # The path that must be cheapest, so what `accessed` and `note_use` do is written out.
+        # The path that must be cheapest, so what `used` and `note_use` do is written out.
         with self._lock:
             entry = self._entries.get(key)
             if entry is None:
@@ -52,14 +52,14 @@ class MemoryCacheTier(CacheTier):
             content = entry.content
             if content.expires_at_us <= now_us:
                 return None
-            use = Use()
+            use = MutableEntry()
             use.content = content
             use.access_count = count = entry.access_count + 1
             use.last_accessed_us = now_us
             use.evicted_from_l1 = False
             use.__class__ = CacheEntry
-            record_access = self._record_access
-            record_access(key, count)
+            record_use = self._record_use
+            record_use(key, count)
             waiting = self._waiting
             waiting.pop(key, None)
             self._entries[key] = waiting[key] = use  # type: ignore[assignment]  # by now it is one
@@ -67,10 +67,10 @@ class MemoryCacheTier(CacheTier):
             self.hits += 1
             return use  # type: ignore[return-value]  # mypy cannot follow the change of class
 
-    def hit_many(self, keys: Sequence[str], now_us: int) -> list[CacheEntry | None]:
-        """`hit` of each key, in order."""
+    def use_many(self, keys: Sequence[str], now_us: int) -> list[CacheEntry | None]:
+        """`use` of each key, in order."""
         found: list[CacheEntry | None] = []
-        entries, waiting, record_access = self._entries, self._waiting, self._record_access
+        entries, waiting, record_use = self._entries, self._waiting, self._record_use
         for start in range(0, len(keys), _KEYS_PER_HOLD):
             with self._lock:
                 for key in keys[start : start + _KEYS_PER_HOLD]:
@@ -78,8 +78,8 @@ class MemoryCacheTier(CacheTier):
                     if entry is None or entry.content.expires_at_us <= now_us:
                         found.append(None)
                         continue
-                    entry = accessed(entry, now_us)
-                    record_access(key, entry.access_count)
+                    entry = used(entry, now_us)
+                    record_use(key, entry.access_count)
                     waiting.pop(key, None)
                     entries[key] = waiting[key] = entry
                     found.append(entry)
@@ -133,7 +133,7 @@ class MemoryCacheTier(CacheTier):
             if held is None:
                 return None
             if held.access_count > entry.access_count:
-                entry = with_access(entry, held.access_count, held.last_accessed_us, held.evicted_from_l1)
+                entry = with_use(entry, held.access_count, held.last_accessed_us, held.evicted_from_l1)
                 self._use_log.note_use(key, entry)
             self._entries[key] = entry
             return entry
@@ -186,6 +186,6 @@ class MemoryCacheTier(CacheTier):
         self._policy.remove(victim)
         entry = self._entries.pop(victim)
         self._use_log.note_demotion(
-            with_access(entry, entry.access_count, entry.last_accessed_us, evicted_from_l1=True)
+            with_use(entry, entry.access_count, entry.last_accessed_us, evicted_from_l1=True)
         )
         evicted.append(victim)

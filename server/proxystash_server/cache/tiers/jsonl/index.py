@@ -33,7 +33,7 @@ class Slot:
     access_count: int
     last_accessed_us: int
     evicted_from_l1: bool
-    touched: bool = False
+    used: bool = False
 
     def copy(self) -> Slot:
         """The slot as it is now."""
@@ -49,10 +49,12 @@ class Slot:
             self.access_count,
             self.last_accessed_us,
             self.evicted_from_l1,
-            self.touched,
+            self.used,
         )
 
-    def touch(self, sequence: int, access_count: int, last_accessed_us: int, evicted_from_l1: bool) -> bool:
+    def note_use(
+        self, sequence: int, access_count: int, last_accessed_us: int, evicted_from_l1: bool
+    ) -> bool:
         """Note how the entry was used; whether it was."""
         is_use = access_count > self.access_count
         if is_use:
@@ -61,7 +63,7 @@ class Slot:
         self.access_count = access_count
         self.last_accessed_us = last_accessed_us
         self.evicted_from_l1 = evicted_from_l1
-        self.touched = True
+        self.used = True
         return is_use
 
 
@@ -121,7 +123,7 @@ class Index:
         elif operation == "touch":
             held = self.slots.get(record["key"])
             if held is not None and held.version == record["version"]:
-                held.touch(
+                held.note_use(
                     sequence, record["access_count"], record["last_accessed"], record["evicted_from_l1"]
                 )
         elif operation == "header":

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from proxystash_server.cache.coherence.uses import Access
+from proxystash_server.cache.coherence.uses import Use
 from proxystash_server.cache.entry.credentials import CredentialEncryptor
 from proxystash_server.cache.entry.entry import CacheEntry, entry_of_content
 from proxystash_server.cache.entry.plain import content_of_json, json_members, quoted
@@ -40,9 +40,9 @@ def delete_body(key: str, version: int = 0) -> bytes:
     return f'{{"op":"delete","key":{quoted(key)},"version":{version}'.encode()
 
 
-def touch_body(access: Access) -> bytes:
+def use_body(use: Use) -> bytes:
     """The beginning of a line that says how an entry was used."""
-    key, version, access_count, last_accessed_us, evicted_from_l1 = access
+    key, version, access_count, last_accessed_us, evicted_from_l1 = use
     return (
         f'{{"op":"touch","key":{quoted(key)},"version":{version},"access_count":{access_count},'
         f'"last_accessed":{last_accessed_us},"evicted_from_l1":{_BOOLEANS[evicted_from_l1]}'
@@ -75,7 +75,7 @@ def rewrite(line: bytes, slot: Slot) -> bytes | None:
     None if damaged.
     """
     end = _END.search(line) if is_sound(line) else None
-    if end is None or not slot.touched:
+    if end is None or not slot.used:
         return line if end else None
     body = b'%b,"access_count":%d,"last_accessed":%d,"evicted_from_l1":%b%b,"recency":%d' % (
         line[: end.start()],

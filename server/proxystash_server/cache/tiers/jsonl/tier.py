@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from proxystash_server.cache.coherence.uses import Access
+from proxystash_server.cache.coherence.uses import Use
 from proxystash_server.cache.config import CacheTierConfig, CacheTierType, Durability
 from proxystash_server.cache.entry.credentials import CredentialEncryptor, UnreadableCredentialsError
 from proxystash_server.cache.entry.entry import CacheEntry, Clock, wall_clock
@@ -39,7 +39,7 @@ from proxystash_server.cache.tiers.jsonl.record import (
     delete_body,
     read_entry,
     rewrite,
-    touch_body,
+    use_body,
     write_body,
 )
 
@@ -316,21 +316,21 @@ class JsonlCacheTier(AuthorityTier):
     def busy(self) -> bool:
         return self.commit_lock.locked()
 
-    def note_uses(self, accesses: Sequence[Access]) -> None:
+    def note_uses(self, uses: Sequence[Use]) -> None:
         with self._committing():
             slots, sequence = self._index.slots, self._index.sequence
-            touched: list[tuple[Slot, Access, int]] = []
-            for access in accesses:
-                slot = slots.get(access.key)
-                if slot is not None and slot.version == access.version:
+            used: list[tuple[Slot, Use, int]] = []
+            for use in uses:
+                slot = slots.get(use.key)
+                if slot is not None and slot.version == use.version:
                     sequence += 1
-                    touched.append((slot, access, sequence))
-            self._write(b"".join(finish_line(touch_body(access), number) for _, access, number in touched))
+                    used.append((slot, use, sequence))
+            self._write(b"".join(finish_line(use_body(use), number) for _, use, number in used))
             with self._lock:
                 self._index.sequence = sequence
-                for slot, (key, _, access_count, last_accessed_us, evicted_from_l1), number in touched:
-                    if slot.touch(number, access_count, last_accessed_us, evicted_from_l1):
-                        self._policy.record_access(key, access_count)
+                for slot, (key, _, access_count, last_accessed_us, evicted_from_l1), number in used:
+                    if slot.note_use(number, access_count, last_accessed_us, evicted_from_l1):
+                        self._policy.record_use(key, access_count)
 
     def clear(self, version: int = 0) -> int:
         with self._committing():

@@ -16,7 +16,7 @@ from proxystash_server.cache.entry.plain import (
 )
 
 CONTENT_LENGTH = len(STORED_NAMES)
-# What makes an entry: the content, covered by the checksum, and the access facts, which change without it.
+# What makes an entry: the content, covered by the checksum, and how it was used, which changes without it.
 COLUMNS = f"{', '.join(STORED_NAMES)}, checksum, access_count, last_accessed, evicted_from_l1"
 
 Row = tuple[Any, ...]

@@ -10,7 +10,7 @@ from itertools import chain
 from operator import itemgetter
 from typing import NamedTuple
 
-from proxystash_server.cache.coherence.uses import Access
+from proxystash_server.cache.coherence.uses import Use
 from proxystash_server.cache.tiers.sqlite.format import FILTERED
 from proxystash_server.cache.tiers.sqlite.record import COLUMNS, Row
 
@@ -85,12 +85,12 @@ def store_rows(connection: sqlite3.Connection, rows: Sequence[Row], held: Mappin
     _execute(connection, partial(_replace, _REPLACED), replacing_filtered)
 
 
-def store_uses(connection: sqlite3.Connection, accesses: Sequence[Access], first_recency: int) -> None:
+def store_uses(connection: sqlite3.Connection, uses: Sequence[Use], first_recency: int) -> None:
     """Store how entries were used, where they are still the same; their recencies follow each other."""
-    uses: list[Row] = [(*access, recency) for recency, access in enumerate(accesses, first_recency)]
+    rows: list[Row] = [(*use, recency) for recency, use in enumerate(uses, first_recency)]
     # Uses of nothing, so that there are few statements for SQLite to compile.
-    uses += [_NO_USE] * (-len(uses) % _ROWS_PER_STATEMENT)
-    _execute(connection, _use, uses, _USES_PER_STATEMENT)
+    rows += [_NO_USE] * (-len(rows) % _ROWS_PER_STATEMENT)
+    _execute(connection, _use, rows, _USES_PER_STATEMENT)
 
 
 def _execute(
@@ -125,7 +125,7 @@ def _replace(columns: tuple[str, ...], rows: int) -> str:
 
 @cache
 def _use(rows: int) -> str:
-    """The statement that stores so many uses: the fields of each Access, then its recency."""
+    """The statement that stores so many uses: the fields of each Use, then its recency."""
     return (
         "UPDATE entries SET recency = iif(access_count < used.column3, used.column6, recency), "
         "access_count = used.column3, last_accessed = used.column4, evicted_from_l1 = used.column5 "

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from proxystash_server.cache.coherence.uses import Access
+from proxystash_server.cache.coherence.uses import Use
 from proxystash_server.cache.config import CacheTierConfig, CacheTierType, Durability
 from proxystash_server.cache.entry.credentials import CredentialEncryptor, UnreadableCredentialsError
 from proxystash_server.cache.entry.entry import CacheEntry, Clock, wall_clock
@@ -245,9 +245,9 @@ class SQLiteCacheTier(AuthorityTier):
     def busy(self) -> bool:
         return self._database.busy
 
-    def note_uses(self, accesses: Sequence[Access]) -> None:
-        first = self._take_recencies(len(accesses))
-        self._database.write(lambda connection: store_uses(connection, accesses, first))
+    def note_uses(self, uses: Sequence[Use]) -> None:
+        first = self._take_recencies(len(uses))
+        self._database.write(lambda connection: store_uses(connection, uses, first))
 
     def clear(self, version: int = 0) -> int:
         def change(connection: sqlite3.Connection) -> int:
