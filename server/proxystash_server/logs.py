@@ -6,16 +6,22 @@ import logging
 import re
 import sys
 import threading
+from collections.abc import Mapping
 from typing import Final, Literal, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from proxystash.proxies import redact_url
+
 _SECRET_NAME: Final = re.compile(
     r"password|passwd|username|secret|token|credential|encryption_?key", re.IGNORECASE
 )
-# Greedy up to the last "@": a password may contain "/" and "@", and taking too much does no harm here.
-_USERINFO: Final = re.compile(r"([a-z][a-z0-9+.-]*://)\S*@", re.IGNORECASE)
+# Greedy up to the last "@" of a word: a password may contain "/" and "@", and taking too much does no harm
+# here. With or without a scheme, since a key is whatever its caller likes.
+_USERINFO: Final = re.compile(r"(?<!\S)([a-z][a-z0-9+.-]*://)?\S+@", re.IGNORECASE)
+# What grpcio says of a header that is not UTF-8, with all of the header.
+_NOT_TEXT: Final = "Invalid encoding on %s"
 
 
 def configure_logging(
@@ -46,6 +52,7 @@ def configure_logging(
         else structlog.processors.JSONRenderer(ensure_ascii=False, default=str)
     )
     handler = logging.StreamHandler(stream)
+    handler.addFilter(_leave_header_out)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -74,8 +81,30 @@ def configure_logging(
 
 
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """The last line of defence: no value under a secret's name and no userinfo in a URL reaches the log."""
-    return {name: "***" if _SECRET_NAME.search(name) else _redacted(value) for name, value in event.items()}
+    """The last line of defence: no value under a secret's name and no userinfo reaches the log."""
+    return _redacted_fields(event)
+
+
+def _leave_header_out(record: logging.LogRecord) -> bool:
+    """Tell of a header that is not text by its size: it may be a credential, and may be long."""
+    if record.msg == _NOT_TEXT and isinstance(record.args, tuple):
+        (header,) = record.args
+        size = len(header) if isinstance(header, bytes) else 0
+        record.msg, record.args = "a header of a call is not text: %d bytes", (size,)
+        record.exc_info = None
+    return True
+
+
+def _redacted_fields(fields: Mapping[str, object]) -> dict[str, object]:
+    return {
+        name: "***"
+        if _SECRET_NAME.search(str(name))
+        # A key may have spaces, so no word of it says where a credential in it begins.
+        else redact_url(value)
+        if name == "key" and isinstance(value, str)
+        else _redacted(value)
+        for name, value in fields.items()
+    }
 
 
 def _order(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -87,10 +116,7 @@ def _redacted(value: object) -> object:
     if isinstance(value, str):
         return _USERINFO.sub(r"\1***@", value) if "@" in value else value
     if isinstance(value, dict):
-        return {
-            name: "***" if _SECRET_NAME.search(str(name)) else _redacted(inner)
-            for name, inner in value.items()
-        }
+        return _redacted_fields(value)
     if isinstance(value, list | tuple | set | frozenset):
         return [_redacted(inner) for inner in value]
     if value is None or isinstance(value, bool | int | float):

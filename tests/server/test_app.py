@@ -20,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from proxystash.v1 import cache_service_pb2 as pb
 from proxystash.v1 import cache_service_pb2_grpc as pb_grpc
+from tests.support.http2 import RawConnection, message_bytes
 from tests.support.rpc import DEADLINE, open_channel, refusal_of
 from tests.support.server import running_server
 
@@ -254,6 +255,19 @@ def test_what_was_acknowledged_is_there_after_a_kill(tmp_path: Path, backend: st
         assert found.labels["country"] == "DE"
 
 
+def test_of_a_header_that_is_not_text_the_log_has_the_size_alone(tmp_path: Path) -> None:
+    """gRPC's library decodes every header of a call, and quotes what it cannot decode."""
+    header = "Bearer planted\xff" * 100
+    with running_server(tmp_path) as server, RawConnection(server.target) as connection:
+        get = "/proxystash.v1.CacheService/Get"
+        request = message_bytes(pb.GetRequest(key="k").SerializeToString())
+        stream = connection.call(get, request, end=True, headers={"authorization": header})
+        assert any(frame.stream == stream and frame.ends_stream for frame in connection.frames())
+        server.wait_for_log(f"a header of a call is not text: {len(header)} bytes")
+        assert "planted" not in server.log_text()
+        assert r"\xff" not in server.log_text()
+
+
 def test_the_log_has_a_line_for_an_eviction_by_health_and_no_credential(tmp_path: Path) -> None:
     """At every level, whatever is asked, refused or broken."""
     with running_server(tmp_path, "--log-level", "debug") as server, open_channel(server.target) as channel:
@@ -268,7 +282,13 @@ def test_the_log_has_a_line_for_an_eviction_by_health_and_no_credential(tmp_path
             stub.InvalidateByHealth(pb.InvalidateByHealthRequest(key="key-0001"), timeout=DEADLINE)
         line = server.wait_for_log("entry evicted by health")
         assert (line["level"], line["key"], line["failure_count"]) == ("info", "key-0001", 3)
+        own = pb.CacheEntry(proxy_url="http://192.0.2.1:80", key="planted-user:planted-pass@192.0.2.1")
+        stub.Put(pb.PutRequest(entry=own), timeout=DEADLINE)
+        for _ in range(3):
+            stub.InvalidateByHealth(pb.InvalidateByHealthRequest(key=own.key), timeout=DEADLINE)
         server.stop()
+        keys = [line["key"] for line in server.log_lines() if line["event"] == "entry evicted by health"]
+        assert keys == ["key-0001", "***@192.0.2.1"]
         assert "planted" not in server.log_text()
         assert all("text" not in line for line in server.log_lines())
 

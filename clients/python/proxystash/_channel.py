@@ -17,8 +17,6 @@ _OPTIONS: dict[str, object] = {
     # gRPC waits a second and more between its attempts to connect, in which every call fails at once.
     "grpc.initial_reconnect_backoff_ms": 100,
     "grpc.max_reconnect_backoff_ms": 2_000,
-    # An answer of 1,000 entries with all their labels is larger than the 4 MiB that gRPC takes by default.
-    "grpc.max_receive_message_length": 64 * 1024 * 1024,
     # gRPC itself repeats only calls that no server has seen, unless a service config tells it to repeat more;
     # what may be repeated is decided here, so none is taken from the name service.
     "grpc.service_config_disable_resolution": 1,

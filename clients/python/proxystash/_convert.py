@@ -66,7 +66,10 @@ def get_result(response: pb.GetResponse) -> GetResult | None:
 
 
 def get_results(response: pb.BatchGetResponse, asked: int) -> list[GetResult | None]:
-    _check_count(len(response.results), asked)
+    """The answers for the first keys, at least one; the server had no room for the others."""
+    _check_count(len(response.results) + response.unanswered, asked)
+    if not response.results:
+        raise InternalError("the server answered none of the keys", reason="UNEXPECTED_ANSWER")
     return [get_result(result) for result in response.results]
 
 

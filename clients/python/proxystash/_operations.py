@@ -47,7 +47,10 @@ def get(key: str) -> Operation[pb.GetRequest, pb.GetResponse, GetResult | None]:
 def get_many(
     keys: list[str], offset: int
 ) -> Operation[pb.BatchGetRequest, pb.BatchGetResponse, list[GetResult | None]]:
-    """`offset` is the position of the first key among those the caller gave."""
+    """The answers for the first of the keys, as many as the server had room for.
+
+    `offset` is the position of the first key among those the caller gave.
+    """
     return Operation(
         pb.BatchGetRequest(keys=[_convert.checked_key(key) for key in keys]),
         lambda response: _convert.get_results(response, len(keys)),

@@ -104,12 +104,16 @@ class Client:
     ) -> builtins.list[GetResult | None]:
         """Look any number of proxies up: one answer for each key, in order, None for a miss. Repeatable.
 
-        Not atomic across keys.
+        Not atomic across keys. Entries that one answer has no room for are asked for again.
         """
         answers: builtins.list[GetResult | None] = []
         for start, batch in key_batches(keys):
-            found = self._call(self._stub.BatchGet, _operations.get_many(batch, start), timeout)
-            answers += found
+            remaining = batch
+            while remaining:
+                operation = _operations.get_many(remaining, start + len(batch) - len(remaining))
+                found = self._call(self._stub.BatchGet, operation, timeout)
+                answers += found
+                remaining = remaining[len(found) :]
         return answers
 
     def put(self, entry: CacheEntry, *, timeout: float | None = None) -> PutResult:

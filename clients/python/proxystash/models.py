@@ -203,12 +203,12 @@ class StatsUpdate:
 
 
 def _redacted_repr(record: CacheEntry | HealthMonitoring) -> str:
-    """A dataclass repr that leaves out the fields marked `repr=False` and masks the userinfo of URLs."""
+    """A dataclass repr that leaves out the fields marked `repr=False` and masks userinfo, also in a key."""
     shown = []
     for item in fields(record):
         if item.repr:
             value = getattr(record, item.name)
-            if item.name == "proxy_url":
+            if item.name in {"key", "proxy_url"}:
                 value = redact_url(value)
             elif item.name == "last_health_error" and value:
                 value = redact(value)

@@ -10,6 +10,8 @@ from urllib.parse import unquote_to_bytes
 
 SCHEMES = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
 MAX_URL_LENGTH = 2048
+# With a username and a password of 1,024 characters, each of them four bytes, percent-encoded.
+_MAX_TEXT_LENGTH = MAX_URL_LENGTH + 2 * 1024 * 4 * 3 + len(":@")
 
 _KEY_DIGITS = 16
 _MAX_HOST_LENGTH = 253
@@ -56,6 +58,8 @@ def parse_proxy_url(text: str) -> ProxyAddress:
     usual = _USUAL.fullmatch(text) if len(text) <= _MAX_HOST_LENGTH else None
     if usual is not None and int(usual[1]) <= _MAX_PORT:
         return ProxyAddress(text)
+    if len(text) > _MAX_TEXT_LENGTH:
+        raise InvalidProxyUrl(f"the proxy URL is longer than {MAX_URL_LENGTH} characters and its credentials")
     if _SPACE_OR_CONTROL.search(text):
         raise InvalidProxyUrl("the proxy URL contains whitespace or a control character")
     scheme, separator, rest = text.partition("://")

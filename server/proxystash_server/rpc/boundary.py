@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NoReturn, TypeAlias
 
 import grpc
 import structlog
-from google.protobuf.message import DecodeError
 from grpc_health.v1 import health
 
 from proxystash_server.rpc.errors import (
     SHUTTING_DOWN,
-    UNREADABLE_REQUEST,
     Failure,
     RequestError,
     failure_of,
     internal_failure,
     new_request_id,
 )
+from proxystash_server.rpc.requests import Reader, reader
 
 # Handlers and their messages are of any service, so `Any` is what they are here.
 Behavior = Callable[..., Any]
@@ -30,8 +29,6 @@ _RUN_ATTRIBUTES: Final = ("experimental_non_blocking", "experimental_thread_pool
 
 _HEALTH_METHODS: Final = f"/{health.SERVICE_NAME}/"
 
-_UNREADABLE: Final = object()
-
 _log = structlog.stdlib.get_logger(__name__)
 
 
@@ -39,12 +36,16 @@ class ErrorBoundary(grpc.ServerInterceptor):
     """Wraps handlers so that what they raise becomes a status with details, and nothing internal gets out.
 
     RequestError and the cache's errors become what `failure_of` says. Anything else becomes INTERNAL with a
-    request id under which the log has the cause. A request that cannot be decoded becomes INVALID_ARGUMENT.
+    request id under which the log has the cause. A request that is one message is read by what `readers` has
+    for its method (`/package.Service/Method`), else by `requests.reader`, which may raise RequestError.
     Interceptors run on the completion thread, under the server's lock, so this one only exchanges the
     handler, which it keeps for each method; all its work is in the wrapper.
     """
 
-    def __init__(self, request_ids: Callable[[], str] = new_request_id) -> None:
+    def __init__(
+        self, readers: Mapping[str, Reader], *, request_ids: Callable[[], str] = new_request_id
+    ) -> None:
+        self._readers = readers
         self._request_ids = request_ids
         self._wrapped: dict[str, Handler] = {}
         self._refusing: Handler | None = None
@@ -76,10 +77,9 @@ class ErrorBoundary(grpc.ServerInterceptor):
         return wrapped
 
     def _wrap(self, method: str, handler: Handler) -> Handler:
-        if handler.request_streaming:
-            read_request = handler.request_deserializer
-        else:
-            read_request = _tolerant(handler.request_deserializer)
+        read_request = handler.request_deserializer
+        if read_request is not None and not handler.request_streaming:
+            read_request = _tolerant(self._readers.get(method) or reader(read_request))
         make, behavior = _shape_of(handler)
         if handler.response_streaming and not getattr(behavior, "experimental_non_blocking", False):
             guarded = self._guard_iterator(method, behavior)
@@ -98,8 +98,8 @@ class ErrorBoundary(grpc.ServerInterceptor):
         @functools.wraps(behavior, updated=())
         def guarded(request: Any, context: grpc.ServicerContext, *send: Any) -> Any:  # noqa: ANN401 - see Behavior
             try:
-                if request is _UNREADABLE:
-                    raise RequestError(UNREADABLE_REQUEST)
+                if request.__class__ is RequestError:
+                    raise request
                 return behavior(request, context, *send)
             except Exception as error:  # noqa: BLE001 - the boundary is here to catch everything
                 failure = self._failure(method, error, context)
@@ -111,8 +111,8 @@ class ErrorBoundary(grpc.ServerInterceptor):
         @functools.wraps(behavior, updated=())
         def guarded(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: ANN401 - see Behavior
             try:
-                if request is _UNREADABLE:
-                    raise RequestError(UNREADABLE_REQUEST)
+                if request.__class__ is RequestError:
+                    raise request
                 yield from behavior(request, context)
                 return
             except Exception as error:  # noqa: BLE001 - the boundary is here to catch everything
@@ -142,16 +142,14 @@ def _is_grpc_at_work(error: Exception, context: grpc.ServicerContext) -> bool:
     return type(error) is Exception and not error.args and context.code() is not None  # type: ignore[attr-defined]
 
 
-def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
-    """`deserialize`, but answering a marker where it fails: grpcio would make that failure INTERNAL."""
-    if deserialize is None:
-        return None
+def _tolerant(read: Reader) -> Reader:
+    """`read`, but answering with the error where it fails: grpcio would make that failure INTERNAL."""
 
     def read_request(serialized: bytes) -> Any:  # noqa: ANN401 - see Behavior
         try:
-            return deserialize(serialized)
-        except DecodeError:
-            return _UNREADABLE
+            return read(serialized)
+        except RequestError as error:
+            return error
 
     return read_request
 

@@ -38,6 +38,9 @@ _LAST_SECOND: Final = 253_402_300_799
 _LONGEST_SECONDS: Final = 315_576_000_000
 _SECOND_NANOS: Final = 1_000_000_000
 
+# Values of one kind that a list is filtered by: more than there are of any kind.
+MAX_FILTER_VALUES: Final = 100
+
 TIER_TO_MESSAGE: Final[Mapping[CacheTierType, pb.Tier.ValueType]] = {
     tier: pb.Tier.Value(f"TIER_{tier.name}") for tier in CacheTierType
 }
@@ -121,6 +124,13 @@ def read_health_status(number: int, field: str) -> HealthStatus:
 
 def read_filter(message: pb.ListFilter) -> EntryFilter:
     """What List selects by; raises InvalidEntryError or RequestError, their field relative to the filter."""
+    for field, values in (("health_statuses", message.health_statuses), ("schemes", message.schemes)):
+        if len(values) > MAX_FILTER_VALUES:
+            raise invalid(
+                field,
+                Reason.INVALID_FILTER,
+                f"{field} has {len(values):,} items; at most {MAX_FILTER_VALUES} are allowed",
+            )
     statuses = frozenset(
         read_health_status(number, f"health_statuses[{place}]")
         for place, number in enumerate(message.health_statuses)

@@ -44,6 +44,7 @@ def _tag(descriptor: Descriptor, name: str, wire_type: int = 0) -> bytes:
 
 
 _RESULT: Final = _tag(pb.BatchGetResponse.DESCRIPTOR, "results", _LENGTH_DELIMITED)
+_UNANSWERED: Final = _tag(pb.BatchGetResponse.DESCRIPTOR, "unanswered")
 _ENTRY: Final = _tag(pb.GetResponse.DESCRIPTOR, "entry", _LENGTH_DELIMITED)
 _LAST_ACCESSED: Final = _tag(pb.CacheEntry.DESCRIPTOR, "last_accessed", _LENGTH_DELIMITED)
 _ACCESS_COUNT: Final = _tag(pb.CacheEntry.DESCRIPTOR, "access_count")
@@ -88,8 +89,25 @@ def get_response(lookup: Lookup) -> bytes:
     return _ENTRY + _VARINT[len(content) + len(use)] + content + use + _SERVED_BY[served_by]
 
 
+def unanswered(count: int) -> bytes:
+    """What a serialized BatchGetResponse has behind its results when it has no room for `count` more."""
+    return _UNANSWERED + _VARINT[count]
+
+
+def first_results(lookups: Lookups, room: int) -> tuple[bytes, int]:
+    """The results of the first lookups, as many as have room in so many bytes, and how many they are."""
+    results: list[bytes] = []
+    for found in zip(*lookups, strict=True):
+        result = batch_get_response(Lookups([found[0]], [found[1]]))
+        room -= len(result)
+        if room < 0:
+            break
+        results.append(result)
+    return b"".join(results), len(results)
+
+
 def batch_get_response(lookups: Lookups) -> bytes:
-    """A serialized BatchGetResponse."""
+    """A serialized BatchGetResponse with a result for each lookup; several of them are one, joined."""
     parts: list[bytes] = []
     used_at, after_count = -1, b""
     for entry, served_by in zip(*lookups, strict=True):

@@ -23,6 +23,13 @@ _UNKNOWN: Final = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 _UNKNOWN_SERVICE: Final = Failure(
     grpc.StatusCode.NOT_FOUND, Reason.UNKNOWN_SERVICE, "this server has no service of that name"
 )
+# Watches open at once.
+MAX_WATCHES: Final = 1000
+_TOO_MANY_WATCHES: Final = Failure(
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.TOO_MANY_WATCHES,
+    f"{MAX_WATCHES:,} watches of the health are open, which is the limit",
+)
 
 
 class HealthService(health_pb2_grpc.HealthServicer):
@@ -35,7 +42,8 @@ class HealthService(health_pb2_grpc.HealthServicer):
         self._sender = sender
         self._lock = threading.Lock()
         self._statuses: dict[str, int] = dict.fromkeys(("", *services), NOT_SERVING)
-        self._watches: dict[OutgoingStream, str] = {}
+        # Of services that there are not, no name is kept: a name may be as long as a message.
+        self._watches: dict[OutgoingStream, str | None] = {}
 
     def set_all(self, status: int) -> None:
         """Change the status of every service, and tell those who watch."""
@@ -63,16 +71,20 @@ class HealthService(health_pb2_grpc.HealthServicer):
         self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext, send: Send
     ) -> None:
         stream = OutgoingStream(context, send)
+        service = request.service if request.service in self._statuses else None
         with self._lock:
-            self._watches[stream] = request.service
+            if len(self._watches) >= MAX_WATCHES:
+                raise RequestError(_TOO_MANY_WATCHES)
+            self._watches[stream] = service
         if not self._sender.open(stream, on_close=lambda: self._forget(stream)):
             self._forget(stream)
             return
         with self._lock:
-            self._sender.offer(stream, self._answer(request.service))
+            self._sender.offer(stream, self._answer(service))
 
-    def _answer(self, service: str) -> health_pb2.HealthCheckResponse:
-        return health_pb2.HealthCheckResponse(status=self._statuses.get(service, _UNKNOWN))
+    def _answer(self, service: str | None) -> health_pb2.HealthCheckResponse:
+        status = _UNKNOWN if service is None else self._statuses[service]
+        return health_pb2.HealthCheckResponse(status=status)
 
     def _forget(self, stream: OutgoingStream) -> None:
         with self._lock:

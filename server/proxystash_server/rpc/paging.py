@@ -8,10 +8,13 @@ import hashlib
 from typing import Final
 
 from proxystash_server.cache import EntryFilter
+from proxystash_server.cache.entry.limits import MAX_KEY_BYTES
 from proxystash_server.rpc.errors import Reason, invalid
 
 _VERSION: Final = b"\x01"
 _DIGEST_SIZE: Final = 8
+# Of a token with the longest key.
+_MAX_LENGTH: Final = 4 * (1 + _DIGEST_SIZE + MAX_KEY_BYTES + 2) // 3
 
 
 def make_page_token(last_key: str, entry_filter: EntryFilter) -> str:
@@ -26,6 +29,8 @@ def read_page_token(token: str, entry_filter: EntryFilter) -> str:
     if not token:
         return ""
     try:
+        if len(token) > _MAX_LENGTH:
+            raise ValueError
         raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
         digest, key = raw[1 : 1 + _DIGEST_SIZE], raw[1 + _DIGEST_SIZE :]
         if raw[:1] == _VERSION and digest == _digest(key, entry_filter):

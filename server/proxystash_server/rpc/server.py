@@ -16,16 +16,17 @@ from proxystash_server.rpc.engine import Engine
 from proxystash_server.rpc.errors import SHUTTING_DOWN
 from proxystash_server.rpc.health import NOT_SERVING, SERVING, HealthService
 from proxystash_server.rpc.reflection import ReflectionSessions
+from proxystash_server.rpc.requests import read_batch_put
 from proxystash_server.rpc.service import SERVICE_NAME, CacheService
 from proxystash_server.rpc.streams import StreamSender
 from proxystash_server.rpc.workers import WorkerPool
 
-MAX_REQUEST_BYTES: Final = 4 * 1024 * 1024
+MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 
 _OPTIONS: Final = (
     # By default two servers share a port, and each gets half of the calls.
     ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     # By default a client that pings a quiet stream more than every 5 minutes is thrown out.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -51,7 +52,7 @@ class RpcServer:
         self._service = CacheService(engine, self._sender, max_subscribers=max_stats_streams)
         self._reflection = ReflectionSessions((SERVICE_NAME, health.SERVICE_NAME))
         self._workers = WorkerPool(threads, "rpc")
-        self._boundary = ErrorBoundary()
+        self._boundary = ErrorBoundary({f"/{SERVICE_NAME}/BatchPut": read_batch_put})
         self._server = grpc.server(
             self._workers,  # type: ignore[arg-type]  # not the executor that is asked for, see WorkerPool
             interceptors=[self._boundary],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import grpc
@@ -18,21 +18,29 @@ from proxystash_server.rpc import convert, encoding
 from proxystash_server.rpc.engine import Engine
 from proxystash_server.rpc.errors import NO_TIER_AVAILABLE, Failure, Reason, RequestError, invalid, refusal_of
 from proxystash_server.rpc.paging import make_page_token, read_page_token
+from proxystash_server.rpc.requests import MAX_BATCH, MAX_ENTRY_BYTES, BatchPut, too_many
 from proxystash_server.rpc.stats_hub import StatsHub
 from proxystash_server.rpc.streams import Send, StreamSender, non_blocking
 
 SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["CacheService"].full_name
 
-MAX_BATCH: Final = 1000
 MAX_PAGE: Final = 1000
 DEFAULT_PAGE: Final = 100
-# A page ends early at this size, so that it fits into a message of 4 MiB, which is what clients accept by
+# An answer ends early at this size, so that it fits into a message of 4 MiB, which is what clients accept by
 # default.
-MAX_PAGE_BYTES: Final = 3 * 1024 * 1024
+MAX_ANSWER_BYTES: Final = 3 * 1024 * 1024
+# Keys of a BatchGet that are looked up before anything is known of their entries' sizes.
+FIRST_KEYS: Final = 128
 
 DEFAULT_INTERVAL_US: Final = 1_000_000
 MIN_INTERVAL_US: Final = 100_000
 MAX_INTERVAL_US: Final = 3_600_000_000
+
+_ENTRY_TOO_LARGE: Final = Failure(
+    grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.ENTRY_TOO_LARGE,
+    f"the entry is larger than {MAX_ENTRY_BYTES:,} bytes, which no entry needs",
+)
 
 
 class CacheService(pb_grpc.CacheServiceServicer):
@@ -51,14 +59,38 @@ class CacheService(pb_grpc.CacheServiceServicer):
         self, request: pb.BatchGetRequest, context: grpc.ServicerContext
     ) -> bytes:
         if len(request.keys) > MAX_BATCH:
-            raise _too_many("keys", len(request.keys), Reason.TOO_MANY_KEYS)
+            raise too_many("keys", f"{len(request.keys):,}", Reason.TOO_MANY_KEYS)
         keys = list(request.keys)
-        try:
-            lookups = self._engine.lookup_many(keys)
-        except InvalidEntryError:
+        if len(keys) > FIRST_KEYS:
+            # A bad key among those that are looked up later must not be found only then.
             _check_keys(keys)
-            raise
-        return encoding.batch_get_response(lookups)
+        return b"".join(self._results(keys))
+
+    def _results(self, keys: Sequence[str]) -> Iterator[bytes]:
+        """Serialized results, as many as have room in an answer, and how many have not.
+
+        Entries may be a thousand times as large as usual, so the first are looked up by themselves, and then
+        as many as should fill half of the room that is left: a lookup is a use of the entry, and those that
+        are not answered are asked for again.
+        """
+        room, answered, count = MAX_ANSWER_BYTES, 0, FIRST_KEYS
+        while answered < len(keys):
+            asked = keys[answered : answered + count]
+            try:
+                lookups = self._engine.lookup_many(asked)
+            except InvalidEntryError:
+                _check_keys(asked)
+                raise
+            results = encoding.batch_get_response(lookups)
+            if len(results) > room:
+                results, fitting = encoding.first_results(lookups, room)
+                yield results
+                yield encoding.unanswered(len(keys) - answered - fitting)
+                return
+            yield results
+            answered += len(asked)
+            room -= len(results)
+            count = 1 + room * len(asked) // (2 * len(results))
 
     def Put(  # type: ignore[override]  # as above
         self, request: pb.PutRequest, context: grpc.ServicerContext
@@ -75,12 +107,15 @@ class CacheService(pb_grpc.CacheServiceServicer):
         return encoding.put_response(entry, tiers)
 
     def BatchPut(  # type: ignore[override]  # as above
-        self, request: pb.BatchPutRequest, context: grpc.ServicerContext
+        self, request: BatchPut, context: grpc.ServicerContext
     ) -> bytes:
         if len(request.entries) > MAX_BATCH:
-            raise _too_many("entries", len(request.entries), Reason.TOO_MANY_ENTRIES)
+            raise too_many("entries", f"{len(request.entries):,}", Reason.TOO_MANY_ENTRIES)
         outcomes: list[CacheEntry | Failure] = []
-        for message in request.entries:
+        for place, message in enumerate(request.entries):
+            if place in request.too_large:
+                outcomes.append(_ENTRY_TOO_LARGE)
+                continue
             try:
                 outcomes.append(convert.read_entry(self._engine, message))
             except (InvalidEntryError, RequestError) as error:
@@ -136,7 +171,7 @@ class CacheService(pb_grpc.CacheServiceServicer):
             message = response.entries.add()
             fill(message, entry)
             page_bytes += message.ByteSize()
-            if page_bytes > MAX_PAGE_BYTES:
+            if page_bytes > MAX_ANSWER_BYTES:
                 break
         if len(response.entries) < len(found):
             next_after = response.entries[-1].key
@@ -170,7 +205,3 @@ def _check_keys(keys: Sequence[str]) -> None:
             check_key(key)
         except InvalidEntryError as error:
             raise invalid(f"keys[{place}]", error.reason, str(error)) from None
-
-
-def _too_many(field: str, count: int, reason: Reason) -> RequestError:
-    return invalid(field, reason, f"{field} has {count:,} items; at most {MAX_BATCH:,} are allowed")

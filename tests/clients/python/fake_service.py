@@ -55,6 +55,7 @@ class FakeService(CacheServiceServicer):
     requests: list[Message] = field(default_factory=list)
     entries: dict[str, pb.CacheEntry] = field(default_factory=dict)
     streams: deque[StreamScript] = field(default_factory=deque)
+    most_results: int = 1000
     hanging: set[str] = field(default_factory=set)
     deadlines: list[float] = field(default_factory=list)
 
@@ -79,7 +80,9 @@ class FakeService(CacheServiceServicer):
 
     def BatchGet(self, request: pb.BatchGetRequest, context: grpc.ServicerContext) -> pb.BatchGetResponse:
         self._called("BatchGet", request, context)
-        return pb.BatchGetResponse(results=[self._get(key) for key in request.keys])
+        answered = request.keys[: self.most_results]
+        unanswered = len(request.keys) - len(answered)
+        return pb.BatchGetResponse(results=[self._get(key) for key in answered], unanswered=unanswered)
 
     def Put(self, request: pb.PutRequest, context: grpc.ServicerContext) -> pb.PutResponse:
         self._called("Put", request, context)

@@ -230,6 +230,41 @@ def test_an_item_at_fault_is_named_by_its_position_among_all(client: AnyClient, 
     assert caught.value.field == "keys[1007]"
 
 
+def test_what_an_answer_has_no_room_for_is_asked_for_again(client: AnyClient, service: FakeService) -> None:
+    service.most_results = 300
+    keys = [client.put(CacheEntry(f"http://h:{port}")).key for port in range(1, 1101)]
+    service.calls.clear()
+
+    hits = client.get_many(keys)
+
+    assert [hit and hit.entry.key for hit in hits] == keys
+    assert service.calls["BatchGet"] == 5
+
+
+def test_a_fault_in_what_is_asked_for_again_is_named_by_its_position(
+    client: AnyClient, service: FakeService
+) -> None:
+    service.most_results = 300
+    violation = error_details_pb2.BadRequest.FieldViolation(field="keys[7]", description="empty")
+    details = [error_details_pb2.BadRequest(field_violations=[violation])]
+    service.fail("BatchGet", Fault(grpc.StatusCode.INVALID_ARGUMENT, "empty", details), after=5)
+
+    with pytest.raises(InvalidArgumentError) as caught:
+        client.get_many(str(number) for number in range(2000))
+
+    # One thousand took four calls, the fifth answered 300.
+    assert caught.value.field == "keys[1307]"
+
+
+def test_a_server_that_answers_no_key_is_not_asked_for_ever(client: AnyClient, service: FakeService) -> None:
+    service.most_results = 0
+
+    with pytest.raises(InternalError, match="answered none of the keys"):
+        client.get_many(["k"])
+
+    assert service.calls["BatchGet"] == 1
+
+
 @pytest.mark.parametrize(
     ("code", "kind"),
     [

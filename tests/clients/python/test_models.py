@@ -22,6 +22,7 @@ SECRET = "s3cr3t-p4ss"
         CacheEntry(f"http://ann:{SECRET}@h:1"),
         CacheEntry(f"http://ann:{SECRET}/@x:1@h:1"),
         CacheEntry(f"ann:{SECRET}@h:1"),
+        CacheEntry("http://h:1", key=f"ann:{SECRET}@h:1"),
         CacheEntry(
             "http://h:1", health_monitoring=HealthMonitoring(last_health_error=f"at http://a:{SECRET}@h:1")
         ),

@@ -230,6 +230,7 @@ def test_no_text_of_it_shows_a_credential() -> None:
         assert USERNAME not in text
     assert "key-1" in repr(entry)
     assert "http://192.0.2.1:8080" in repr(entry)
+    assert PASSWORD not in repr(made(key=f"{USERNAME}:{PASSWORD}@192.0.2.1"))
 
 
 def test_it_knows_whether_it_has_expired_by_the_wall_clock() -> None:

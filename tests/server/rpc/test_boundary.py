@@ -33,7 +33,9 @@ def serving_handlers(**handlers: Handler) -> Iterator[grpc.Channel]:
     """A server of these methods, behind a boundary that numbers its requests `id-1`, `id-2`, ..."""
     numbers = iter(range(1, 1000))
     with ThreadPoolExecutor(2) as pool:
-        server = grpc.server(pool, interceptors=[ErrorBoundary(lambda: f"id-{next(numbers)}")])
+        server = grpc.server(
+            pool, interceptors=[ErrorBoundary({}, request_ids=lambda: f"id-{next(numbers)}")]
+        )
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t", handlers),))
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()

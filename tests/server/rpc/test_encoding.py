@@ -61,6 +61,20 @@ def test_an_answer_to_a_batch_is_the_message_of_its_results(lookups: list[Lookup
     assert pb.BatchGetResponse.FromString(encoding.batch_get_response(several)) == expected
 
 
+@given(
+    st.lists(LOOKUPS | st.just(Lookup(None, None)), max_size=5), st.integers(0, 50_000), st.integers(1, 1000)
+)
+def test_the_first_results_are_those_that_have_room(lookups: list[Lookup], room: int, left: int) -> None:
+    several = Lookups([lookup.entry for lookup in lookups], [lookup.served_by for lookup in lookups])
+    results, count = encoding.first_results(several, room)
+    answer = pb.BatchGetResponse.FromString(results + encoding.unanswered(left))
+    assert answer == pb.BatchGetResponse(results=map(filled, lookups[:count]), unanswered=left)
+    assert len(results) <= room
+    if count < len(lookups):
+        one_more = pb.BatchGetResponse(results=map(filled, lookups[: count + 1]))
+        assert one_more.ByteSize() > room
+
+
 def test_a_miss_is_an_empty_answer() -> None:
     assert encoding.get_response(Lookup(None, None)) == b""
 

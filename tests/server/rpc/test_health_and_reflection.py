@@ -79,6 +79,19 @@ def test_a_watch_sees_the_server_stop_serving_and_ends(server: RpcServer, health
     assert server.stop(10 * DEADLINE).wait(DEADLINE)
 
 
+def test_watches_have_a_limit_and_no_name_that_means_nothing_is_kept(
+    server: RpcServer, channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxystash_server.rpc.health.MAX_WATCHES", 2)
+    health = health_of(channel)
+    watches = [health.Watch(ask("x" * 500_000), timeout=DEADLINE) for _ in range(2)]
+    assert [next(watch).status for watch in watches] == [SERVICE_UNKNOWN] * 2
+    assert set(server._health._watches.values()) == {None}
+    refusal = refused(health.Watch, ask())
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_WATCHES")
+    assert health.Check(ask(), timeout=DEADLINE).status == SERVING
+
+
 def test_watches_hold_no_thread(manager: CacheManager) -> None:
     with serving(manager, threads=1) as server, ExitStack() as stack:
         for _ in range(3):

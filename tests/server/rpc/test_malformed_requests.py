@@ -17,6 +17,7 @@ from proxystash.v1 import cache_service_pb2 as pb
 from proxystash.v1 import cache_service_pb2_grpc as pb_grpc
 from proxystash_server.cache import EntryFilter
 from proxystash_server.rpc.paging import make_page_token
+from proxystash_server.rpc.requests import MAX_ENTRY_BYTES
 from tests.support.rpc import DEADLINE, refused
 
 URL = "http://192.0.2.7:80"
@@ -174,6 +175,13 @@ BAD_REQUESTS: list[tuple[str, Message, str, str]] = [
         "INVALID_FILTER",
     ),
     ("List", pb.ListRequest(filter=pb.ListFilter(schemes=[""])), "filter.schemes[0]", "INVALID_FILTER"),
+    ("List", pb.ListRequest(filter=with_statuses(*[9] * 101)), "filter.health_statuses", "INVALID_FILTER"),
+    (
+        "List",
+        pb.ListRequest(filter=pb.ListFilter(schemes=["ftp"] * 101)),
+        "filter.schemes",
+        "INVALID_FILTER",
+    ),
     ("List", pb.ListRequest(filter=pb.ListFilter(labels={"": "x"})), "filter.labels", "INVALID_LABELS"),
     (
         "List",
@@ -275,6 +283,83 @@ def test_bytes_that_are_no_message_are_refused_and_change_nothing(
 def test_text_that_is_not_utf_8_is_refused(stub: pb_grpc.CacheServiceStub, channel: grpc.Channel) -> None:
     call: Callable[..., Any] = channel.unary_unary("/proxystash.v1.CacheService/Get")
     assert refused(call, b"\x0a\x02\xff\xfe").code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+GIANTS: dict[str, tuple[str, Message]] = {
+    "a key": ("Get", pb.GetRequest(key="k" * 2**20)),
+    "a key to delete": ("Delete", pb.DeleteRequest(key="k" * 2**20)),
+    "statuses": ("List", pb.ListRequest(filter=with_statuses(*[2] * 2**20))),
+    "labels of a filter": (
+        "List",
+        pb.ListRequest(filter=pb.ListFilter(labels={str(number): "" for number in range(2**16)})),
+    ),
+    "labels of an entry": (
+        "Put",
+        pb.PutRequest(entry=pb.CacheEntry(labels={str(number): "" for number in range(2**16)})),
+    ),
+    "keys": ("BatchGet", pb.BatchGetRequest(keys=[""] * 2**20)),
+}
+
+
+@pytest.mark.usefixtures("one_entry")
+@pytest.mark.parametrize("giant", GIANTS)
+def test_a_request_larger_than_any_need_be_is_refused_unparsed(
+    stub: pb_grpc.CacheServiceStub, giant: str
+) -> None:
+    method, request = GIANTS[giant]
+    with nothing_changes(stub):
+        refusal = refused(getattr(stub, method), request)
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_TOO_LARGE")
+
+
+def test_an_entry_of_a_batch_larger_than_any_need_be_is_refused_unparsed_and_alone(
+    stub: pb_grpc.CacheServiceStub, channel: grpc.Channel
+) -> None:
+    good = [pb.CacheEntry(proxy_url=URL, key=f"key-{number}") for number in range(2)]
+    # What is no message would be noticed if it were parsed.
+    serialized = [entry.SerializeToString() for entry in good]
+    serialized.insert(1, b"\xff" * (MAX_ENTRY_BYTES + 1))
+    call: Callable[..., Any] = channel.unary_unary("/proxystash.v1.CacheService/BatchPut")
+    unknown_fields = b"\x78\x01" + b"\x7d1234" + b"\x7912345678" + b"\x7a\x02ab"
+    request = b"".join(b"\x0a" + varint(len(entry)) + entry + unknown_fields for entry in serialized)
+    results = pb.BatchPutResponse.FromString(call(request, timeout=DEADLINE)).results
+    assert [result.stored.key for result in results] == ["key-0", "", "key-1"]
+    error = results[1].error
+    assert (error.code, error.reason) == (3, "ENTRY_TOO_LARGE")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"\x0a\x00" * 2**20,
+        b"\x0a" + b"\xff" * MAX_ENTRY_BYTES,
+        b"\x0a\x80\x80\x80\x01" + b"x" * MAX_ENTRY_BYTES,
+        b"\x0b" * (MAX_ENTRY_BYTES + 1),
+    ],
+    ids=["a million entries", "an endless length", "a length beyond the end", "groups"],
+)
+def test_a_large_batch_that_is_no_message_or_has_too_many_entries_is_refused(
+    stub: pb_grpc.CacheServiceStub, channel: grpc.Channel, request_: bytes
+) -> None:
+    call: Callable[..., Any] = channel.unary_unary("/proxystash.v1.CacheService/BatchPut")
+    with nothing_changes(stub):
+        refusal = refused(call, request_)
+    assert refusal.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert refusal.reason in {"TOO_MANY_ENTRIES", "UNREADABLE_REQUEST"}
+
+
+def test_a_large_batch_is_read_as_a_small_one(stub: pb_grpc.CacheServiceStub) -> None:
+    labels = {f"{number:064}": "v" * 256 for number in range(32)}
+    entries = [pb.CacheEntry(proxy_url=URL, key=f"key-{number}", labels=labels) for number in range(50)]
+    request = pb.BatchPutRequest(entries=entries)
+    assert request.ByteSize() > MAX_ENTRY_BYTES
+    results = stub.BatchPut(request, timeout=DEADLINE).results
+    assert [result.stored.key for result in results] == [entry.key for entry in entries]
+    assert [entry.labels for entry in entries_of(stub)] == [labels] * 50
+
+
+def varint(number: int) -> bytes:
+    return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14))
 
 
 def test_no_credential_comes_back_in_an_error(stub: pb_grpc.CacheServiceStub) -> None:

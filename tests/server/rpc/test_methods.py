@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -19,6 +20,13 @@ EVERY_TIER = [pb.TIER_L1, pb.TIER_L2, pb.TIER_L3]
 
 def put(stub: Stub, proxy_url: str = "http://192.0.2.1:8080", **fields: object) -> pb.PutResponse:
     return stub.Put(pb.PutRequest(entry=pb.CacheEntry(proxy_url=proxy_url, **fields)), timeout=DEADLINE)  # type: ignore[arg-type]  # fields of the message
+
+
+def put_large(stub: Stub, number: int) -> str:
+    """An entry of 50 KB: characters count, and may have four bytes."""
+    labels = {f"{label:03}" + "𐀀" * 61: "𐀀" * 256 for label in range(32)}
+    text = "𐀀" * 1024
+    return put(stub, key=f"large-{number}", labels=labels, username=text, password=text).key
 
 
 def get(stub: Stub, key: str) -> pb.GetResponse:
@@ -94,6 +102,34 @@ class TestBatches:
         assert [result.entry.proxy_url for result in results] == [entry.proxy_url for entry in entries]
         assert not stub.BatchPut(pb.BatchPutRequest(), timeout=DEADLINE).results
         assert not stub.BatchGet(pb.BatchGetRequest(), timeout=DEADLINE).results
+
+    def test_a_batch_get_answers_what_has_room_and_says_how_many_keys_it_left(self, stub: Stub) -> None:
+        """What clients take by default is 4 MiB, for which eighty of these are too many."""
+        keys = [put_large(stub, number) for number in range(100)]
+        asked, got = keys, []
+        while asked:
+            response = stub.BatchGet(pb.BatchGetRequest(keys=asked), timeout=DEADLINE)
+            assert response.ByteSize() <= 4 * 2**20
+            assert len(response.results) + response.unanswered == len(asked)
+            got += [result.entry.key for result in response.results]
+            asked = asked[len(response.results) :]
+        assert got == keys
+
+    def test_a_batch_get_is_bounded_whatever_stands_before_the_large_ones(self, stub: Stub) -> None:
+        large = [put_large(stub, number) for number in range(80)]
+        small = put(stub).key
+        keys = [small] * 500 + ["missing"] * 200 + large + [small] * 100
+        response = stub.BatchGet(pb.BatchGetRequest(keys=keys), timeout=DEADLINE)
+        assert response.ByteSize() <= 4 * 2**20
+        answered = len(response.results)
+        assert 700 < answered < 780
+        assert response.unanswered == len(keys) - answered
+
+    def test_a_bad_key_far_behind_is_found_before_anything_is_looked_up(self, stub: Stub) -> None:
+        key = put(stub).key
+        refusal = refused(stub.BatchGet, pb.BatchGetRequest(keys=[key] * 900 + ["a\nb"]))
+        assert (refusal.code, refusal.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ("keys[900]",))
+        assert get(stub, key).entry.access_count == 1
 
     def test_a_bad_entry_of_a_batch_fails_alone_with_its_own_status(self, stub: Stub) -> None:
         entries = [

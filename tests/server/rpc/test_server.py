@@ -12,7 +12,7 @@ import pytest
 from proxystash.v1 import cache_service_pb2 as pb
 from proxystash.v1 import cache_service_pb2_grpc as pb_grpc
 from proxystash_server.cache import CacheManager, Lookup
-from proxystash_server.rpc.server import MAX_REQUEST_BYTES, BindError, RpcServer
+from proxystash_server.rpc.server import MAX_MESSAGE_BYTES, BindError, RpcServer
 from tests.support.rpc import DEADLINE, open_channel, refused, serving
 
 
@@ -77,7 +77,7 @@ def test_a_call_that_outlasts_the_grace_period_is_cancelled(manager: CacheManage
 
 
 def test_a_request_above_4_mib_is_refused_and_the_connection_lives_on(stub: pb_grpc.CacheServiceStub) -> None:
-    entry = pb.CacheEntry(proxy_url="http://192.0.2.1:80", password="p" * MAX_REQUEST_BYTES)
+    entry = pb.CacheEntry(proxy_url="http://192.0.2.1:80", password="p" * MAX_MESSAGE_BYTES)
     assert refused(stub.Put, pb.PutRequest(entry=entry)).code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert stub.Get(pb.GetRequest(key="missing"), timeout=DEADLINE) == pb.GetResponse()
 

@@ -62,7 +62,7 @@ def serving_streams(sender: StreamSender) -> Iterator[Streams]:
         streams.open, response_serializer=BytesValue.SerializeToString
     )
     with ThreadPoolExecutor(1) as pool:
-        server = grpc.server(pool, interceptors=[ErrorBoundary()])
+        server = grpc.server(pool, interceptors=[ErrorBoundary({})])
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t", {"Open": handler}),))
         streams.target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         sender.start()

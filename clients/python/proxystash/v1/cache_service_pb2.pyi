@@ -310,16 +310,22 @@ class BatchGetResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RESULTS_FIELD_NUMBER: _builtins.int
+    UNANSWERED_FIELD_NUMBER: _builtins.int
+    unanswered: _builtins.int
+    """How many keys at the end of the request have no result here. Ask again for them; they may count as used."""
     @_builtins.property
-    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___GetResponse]: ...
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___GetResponse]:
+        """One for each of the first keys; all of them, unless their entries are together larger than 3 MiB."""
+
     def __init__(
         self,
         *,
         results: _abc.Iterable[Global___GetResponse] | None = ...,
+        unanswered: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results", "unanswered", b"unanswered"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -668,11 +674,11 @@ class ListFilter(_message.Message):
     source: _builtins.str
     @_builtins.property
     def health_statuses(self) -> _containers.RepeatedScalarFieldContainer[Global___HealthStatus.ValueType]:
-        """Empty means any."""
+        """Empty means any; at most 100."""
 
     @_builtins.property
     def schemes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Proxy URL schemes; empty means any."""
+        """Proxy URL schemes; empty means any; at most 100."""
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:

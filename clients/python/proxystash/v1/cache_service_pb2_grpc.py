@@ -27,6 +27,7 @@ if _version_not_supported:
 
 class CacheServiceStub(object):
     """CacheService keeps proxies in three tiers (memory, disk, database) and shares what its clients learn about them.
+    A request may have 4 MiB for BatchPut, 512 KiB for any other method, and each entry in it 128 KiB.
     """
 
     def __init__(self, channel):
@@ -89,6 +90,7 @@ class CacheServiceStub(object):
 
 class CacheServiceServicer(object):
     """CacheService keeps proxies in three tiers (memory, disk, database) and shares what its clients learn about them.
+    A request may have 4 MiB for BatchPut, 512 KiB for any other method, and each entry in it 128 KiB.
     """
 
     def Get(self, request, context):
@@ -99,7 +101,7 @@ class CacheServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def BatchGet(self, request, context):
-        """BatchGet answers every key, in request order. It is not atomic across keys.
+        """BatchGet answers the keys in request order, as many as one answer has room for. It is not atomic across keys.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -224,6 +226,7 @@ def add_CacheServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class CacheService(object):
     """CacheService keeps proxies in three tiers (memory, disk, database) and shares what its clients learn about them.
+    A request may have 4 MiB for BatchPut, 512 KiB for any other method, and each entry in it 128 KiB.
     """
 
     @staticmethod

@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class CacheServiceStub:
-    """CacheService keeps proxies in three tiers (memory, disk, database) and shares what its clients learn about them."""
+    """CacheService keeps proxies in three tiers (memory, disk, database) and shares what its clients learn about them.
+    A request may have 4 MiB for BatchPut, 512 KiB for any other method, and each entry in it 128 KiB.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -36,7 +38,7 @@ class CacheServiceStub:
     Get: _grpc.UnaryUnaryMultiCallable[_cache_service_pb2.GetRequest, _cache_service_pb2.GetResponse]
     """Get looks one proxy up tier by tier and promotes it. A miss is an answer, not an error."""
     BatchGet: _grpc.UnaryUnaryMultiCallable[_cache_service_pb2.BatchGetRequest, _cache_service_pb2.BatchGetResponse]
-    """BatchGet answers every key, in request order. It is not atomic across keys."""
+    """BatchGet answers the keys in request order, as many as one answer has room for. It is not atomic across keys."""
     Put: _grpc.UnaryUnaryMultiCallable[_cache_service_pb2.PutRequest, _cache_service_pb2.PutResponse]
     """Put stores one proxy in every tier that works, and fails only if none does."""
     BatchPut: _grpc.UnaryUnaryMultiCallable[_cache_service_pb2.BatchPutRequest, _cache_service_pb2.BatchPutResponse]
@@ -56,13 +58,15 @@ class CacheServiceStub:
 
 @_typing.type_check_only
 class CacheServiceAsyncStub(CacheServiceStub):
-    """CacheService keeps proxies in three tiers (memory, disk, database) and shares what its clients learn about them."""
+    """CacheService keeps proxies in three tiers (memory, disk, database) and shares what its clients learn about them.
+    A request may have 4 MiB for BatchPut, 512 KiB for any other method, and each entry in it 128 KiB.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Get: _aio.UnaryUnaryMultiCallable[_cache_service_pb2.GetRequest, _cache_service_pb2.GetResponse]  # type: ignore[assignment]
     """Get looks one proxy up tier by tier and promotes it. A miss is an answer, not an error."""
     BatchGet: _aio.UnaryUnaryMultiCallable[_cache_service_pb2.BatchGetRequest, _cache_service_pb2.BatchGetResponse]  # type: ignore[assignment]
-    """BatchGet answers every key, in request order. It is not atomic across keys."""
+    """BatchGet answers the keys in request order, as many as one answer has room for. It is not atomic across keys."""
     Put: _aio.UnaryUnaryMultiCallable[_cache_service_pb2.PutRequest, _cache_service_pb2.PutResponse]  # type: ignore[assignment]
     """Put stores one proxy in every tier that works, and fails only if none does."""
     BatchPut: _aio.UnaryUnaryMultiCallable[_cache_service_pb2.BatchPutRequest, _cache_service_pb2.BatchPutResponse]  # type: ignore[assignment]
@@ -81,7 +85,9 @@ class CacheServiceAsyncStub(CacheServiceStub):
     """StreamStats sends a snapshot at once and then one each interval, until the client leaves or the server drains."""
 
 class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
-    """CacheService keeps proxies in three tiers (memory, disk, database) and shares what its clients learn about them."""
+    """CacheService keeps proxies in three tiers (memory, disk, database) and shares what its clients learn about them.
+    A request may have 4 MiB for BatchPut, 512 KiB for any other method, and each entry in it 128 KiB.
+    """
 
     @_abc_1.abstractmethod
     def Get(
@@ -97,7 +103,7 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cache_service_pb2.BatchGetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cache_service_pb2.BatchGetResponse, _abc.Awaitable[_cache_service_pb2.BatchGetResponse]]:
-        """BatchGet answers every key, in request order. It is not atomic across keys."""
+        """BatchGet answers the keys in request order, as many as one answer has room for. It is not atomic across keys."""
 
     @_abc_1.abstractmethod
     def Put(

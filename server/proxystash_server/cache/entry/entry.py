@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol, Unpack
 from pydantic import SecretStr
 
 from proxystash.models import HealthMonitoring, HealthStatus
-from proxystash.proxies import InvalidProxyUrl, ProxyAddress, parse_proxy_url
+from proxystash.proxies import InvalidProxyUrl, ProxyAddress, parse_proxy_url, redact_url
 from proxystash_server.cache.entry.fields import (
     FIELDS,
     PUBLIC_FIELDS,
@@ -230,9 +230,10 @@ class CacheEntry(MutableEntry, Fields):
     def __repr__(self) -> str:
         secret = ", credentials=***" if self.username or self.password else ""
         return (
-            f"CacheEntry(key={self.key!r}, proxy_url={self.proxy_url!r}{secret}, source={self.source!r}, "
-            f"health_status={self.health_status.value!r}, failure_count={self.failure_count}, "
-            f"access_count={self.access_count}, expires_at={self.expires_at.isoformat()})"
+            f"CacheEntry(key={redact_url(self.key)!r}, proxy_url={self.proxy_url!r}{secret}, "
+            f"source={self.source!r}, health_status={self.health_status.value!r}, "
+            f"failure_count={self.failure_count}, access_count={self.access_count}, "
+            f"expires_at={self.expires_at.isoformat()})"
         )
 
 

@@ -49,12 +49,13 @@ def check_key(key: str) -> None:
     1 to 256 bytes of UTF-8, no control characters.
     """
     # The usual key is a short hash, which needs no more than this.
-    if key.isalnum() and key.isascii() and len(key) <= MAX_KEY_BYTES:
+    if len(key) <= MAX_KEY_BYTES and key.isalnum() and key.isascii():
         return
     if not key:
         raise InvalidEntryError("key", "INVALID_KEY", "key is empty")
-    check_text("key", "INVALID_KEY", key)
-    if len(key.encode()) > MAX_KEY_BYTES:
+    if len(key) <= MAX_KEY_BYTES:
+        check_text("key", "INVALID_KEY", key)
+    if len(key) > MAX_KEY_BYTES or len(key.encode()) > MAX_KEY_BYTES:
         raise InvalidEntryError("key", "INVALID_KEY", f"key is longer than {MAX_KEY_BYTES} bytes")
 
 
