@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -283,19 +284,24 @@ def test_a_restart_changes_nothing_for_what_comes_after_it(make: MakeStore, poli
 
 @pytest.mark.parametrize("policy", ["lru", "lfu", "fifo"])
 @given(
-    st.lists(st.tuples(st.sampled_from(["put", "use", "remove"]), st.sampled_from("abcdefg")), max_size=60)
+    st.lists(
+        st.tuples(
+            st.sampled_from(["put", "use", "remove"]), st.sampled_from("abcdefg"), st.sampled_from([0, 2, 9])
+        ),
+        max_size=60,
+    )
 )
-def test_the_policies_agree_with_a_plain_list(policy: str, steps: list[tuple[str, str]]) -> None:
+def test_the_policies_agree_with_a_plain_list(policy: str, steps: list[tuple[str, str, int]]) -> None:
     """The order of victims is that of sorting every key by (what the policy looks at, time of it)."""
     real = make_policy(policy)
     facts: dict[str, tuple[int, int]] = {}
     counts: dict[str, int] = {}
-    for now, (step, key) in enumerate(steps):
+    for now, (step, key, brought) in enumerate(steps):
         if step == "put":
-            real.record_put(key, 0)
-            counts[key] = 0
+            real.record_put(key, brought)
+            counts[key] = brought
             if policy != "fifo" or key not in facts:
-                facts[key] = (0, now)
+                facts[key] = (brought if policy == "lfu" else 0, now)
         elif step == "use" and key in facts:
             counts[key] += 1
             real.record_use(key, counts[key])
@@ -315,3 +321,35 @@ def test_a_cleared_policy_has_no_victims(policy: str) -> None:
     assert list(real.victims()) == []
     real.record_put("b", 0)
     assert list(real.victims()) == ["b"]
+
+
+class _Compared(int):
+    """A count that counts how often two of its kind are compared."""
+
+    comparisons = 0
+
+    def __lt__(self, other: object) -> bool:
+        _Compared.comparisons += 1
+        return int.__lt__(self, other)  # type: ignore[operator]  # both are integers
+
+
+def test_lfu_looks_at_few_of_many_different_counts() -> None:
+    """One search among n sorted counts to find a place, one to leave it, and none to name the victim."""
+    keys = 4096
+    policy = make_policy("lfu")
+    counts = [_Compared(3 * number) for number in range(keys)]
+    random.Random(1).shuffle(counts)
+    for count in counts:
+        policy.record_put(f"key-{count}", count)
+
+    def comparisons(step: Callable[[], object]) -> int:
+        before = _Compared.comparisons
+        step()
+        return _Compared.comparisons - before
+
+    search = keys.bit_length()
+    assert comparisons(lambda: next(policy.victims())) == 0
+    assert comparisons(lambda: policy.record_use("key-0", _Compared(1))) <= 2 * search
+    assert comparisons(lambda: policy.record_put("promoted", _Compared(3 * keys // 2 + 1))) <= search
+    assert comparisons(lambda: policy.remove("key-3")) <= search
+    assert next(policy.victims()) == "key-0"

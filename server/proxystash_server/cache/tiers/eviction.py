@@ -5,6 +5,7 @@ A policy orders keys; it neither holds entries nor locks. The tier that owns it 
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -76,18 +77,25 @@ class LfuPolicy:
     """Least frequently used, by the entry's access count; among equals, the least recently used.
 
     One ordered bucket of keys for each count, as in Shah, Mitra and Matani, "An O(1) algorithm for
-    implementing the LFU cache eviction scheme" (2010); counts may jump, since an entry brings its count along
-    when it is promoted.
+    implementing the LFU cache eviction scheme" (2010). Their list of counts can only be walked, and counts
+    jump, since an entry brings its own along when it is promoted; so the counts stand in a sorted array.
+    Everything is O(1) but for a count that nobody else has: it is searched in O(log n) of n distinct counts,
+    and the greater ones are moved by one place, in one go (some 20 microseconds for 100,000).
     """
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
         self._buckets: dict[int, OrderedDict[str, None]] = {}
+        self._order: list[int] = []
 
     def record_put(self, key: str, access_count: int) -> None:
         self.remove(key)
         self._counts[key] = access_count
-        self._buckets.setdefault(access_count, OrderedDict())[key] = None
+        bucket = self._buckets.get(access_count)
+        if bucket is None:
+            bucket = self._buckets[access_count] = OrderedDict()
+            insort(self._order, access_count)
+        bucket[key] = None
 
     record_use = record_put
 
@@ -99,20 +107,16 @@ class LfuPolicy:
         del bucket[key]
         if not bucket:
             del self._buckets[count]
+            del self._order[bisect_left(self._order, count)]
 
     def clear(self) -> None:
         self._counts.clear()
         self._buckets.clear()
+        self._order.clear()
 
     def victims(self) -> Iterator[str]:
-        # The common caller takes one victim: find the lowest bucket without sorting them all.
-        if not self._buckets:
-            return
-        lowest = min(self._buckets)
-        yield from self._buckets[lowest]
-        for count in sorted(self._buckets):
-            if count != lowest:
-                yield from self._buckets[count]
+        for count in self._order:
+            yield from self._buckets[count]
 
 
 _POLICIES: dict[str, Callable[[], EvictionPolicy]] = {"lru": LruPolicy, "lfu": LfuPolicy, "fifo": FifoPolicy}
