@@ -27,6 +27,7 @@ CONFIG_VARIABLE: Final = "PROXYSTASH_CONFIG"
 CLIENT_VARIABLES: Final = frozenset({"PROXYSTASH_TARGET", "PROXYSTASH_PASSWORD"})
 
 MAX_TTL_SECONDS: Final = 10 * 365 * 24 * 3600
+MAX_ENTRIES: Final = 10**12
 
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 _DURATION: Final = re.compile(r"(\d{1,12})\s*([smhd]?)")
@@ -136,7 +137,7 @@ class Settings(BaseSettings):
     l1_enabled: bool = True
     """Whether entries are kept in memory."""
 
-    l1_max_entries: Annotated[Count, Field(ge=1)] = 1000
+    l1_max_entries: Annotated[Count, Field(ge=1, le=MAX_ENTRIES)] = 1000
     """Entries that the memory tier holds at most, at one to two kilobytes each."""
 
     l1_eviction_policy: EvictionPolicy = "lru"
@@ -150,7 +151,7 @@ class Settings(BaseSettings):
 
     The database is the better choice beyond 100,000 entries."""
 
-    l2_max_entries: Annotated[Count, Field(ge=1)] = 5000
+    l2_max_entries: Annotated[Count, Field(ge=1, le=MAX_ENTRIES)] = 5000
     """Entries that the disk tier holds at most."""
 
     l2_eviction_policy: EvictionPolicy = "lru"
@@ -159,22 +160,22 @@ class Settings(BaseSettings):
     l3_enabled: bool = True
     """Whether entries are kept in the database tier, the one that holds everything."""
 
-    l3_max_entries: Annotated[Count, Field(ge=0)] = 0
+    l3_max_entries: Annotated[Count, Field(ge=0, le=MAX_ENTRIES)] = 0
     """Entries that the database tier holds at most; 0 means as many as there are."""
 
     l3_eviction_policy: EvictionPolicy = "lru"
     """Which entry leaves the database tier when it is bounded and full."""
 
-    cleanup_interval: Annotated[Seconds, Field(ge=1)] = 60
+    cleanup_interval: Annotated[Seconds, Field(ge=1, le=MAX_TTL_SECONDS)] = 60
     """Pause between two passes of the cleaner, which removes expired entries. Seconds, or with a unit."""
 
     threads: Annotated[Count, Field(ge=1, le=256)] = 8
     """Worker threads for requests. Streams hold none."""
 
-    max_stats_streams: Annotated[Count, Field(ge=1)] = 1000
+    max_stats_streams: Annotated[Count, Field(ge=1, le=1_000_000)] = 1000
     """StreamStats calls that may be open at once."""
 
-    grace_period: Annotated[Seconds, Field(ge=0)] = 10
+    grace_period: Annotated[Seconds, Field(ge=0, le=24 * 3600)] = 10
     """How long calls under way may take once the server is told to stop. Seconds, or with a unit."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"

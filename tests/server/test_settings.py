@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from annotated_types import Le
 
+from proxystash_server.app import cache_config
+from proxystash_server.cache import CacheManager
 from proxystash_server.settings import (
     CLIENT_VARIABLES,
     FLAGS,
@@ -121,6 +125,30 @@ class TestDurations:
     def test_anything_else_is_refused(self, text: str) -> None:
         (line,) = faults({"default_ttl": text})
         assert line.startswith("default_ttl (flag --default-ttl): ")
+
+
+NUMBERS = [name for name, field in Settings.model_fields.items() if field.annotation is int]
+DURATIONS = {"default_ttl", "cleanup_interval", "grace_period"}
+
+
+class TestBounds:
+    @pytest.mark.parametrize("name", NUMBERS)
+    def test_every_number_has_bounds(self, name: str) -> None:
+        [line] = faults({name: "999999999999d" if name in DURATIONS else "9" * 30})
+        assert line.startswith(f"{name} (flag {FLAGS[name]}): should be less than or equal to ")
+
+    def test_the_greatest_numbers_make_a_cache(self, tmp_path: Path) -> None:
+        greatest = {name: largest(name) for name in NUMBERS}
+        settings = Settings.model_validate({**greatest, "data_dir": tmp_path})
+        with CacheManager(cache_config(settings)) as manager:
+            assert manager.ttl_manager is not None
+            assert manager.ttl_manager.enabled
+        assert settings.grace_period <= threading.TIMEOUT_MAX
+
+
+def largest(name: str) -> object:
+    """The greatest value of a setting."""
+    return next(one.le for one in Settings.model_fields[name].metadata if isinstance(one, Le))
 
 
 class TestRefusals:

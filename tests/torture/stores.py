@@ -186,7 +186,7 @@ def _url(key: str) -> str:
 
 
 class LibraryDriver:
-    """Drives a manager. One key goes through put and lookup, several through their batches."""
+    """Drives a manager. One key goes through lookup, several through its batch."""
 
     def __init__(self, manager: CacheManager) -> None:
         self.manager = manager
@@ -208,8 +208,6 @@ class LibraryDriver:
             )
             for key in keys
         ]
-        if len(entries) == 1:
-            return [self.manager.put(keys[0], entries[0])]
         return list(self.manager.put_many(entries))
 
     def delete(self, key: str) -> bool:

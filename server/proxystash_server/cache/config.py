@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Final, Literal, NoReturn, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from proxystash.models import MAX_INT32
+
 MAX_TTL_SECONDS = 10 * 365 * 24 * 3600
+# More than fit on any machine, and few enough for every counter.
+MAX_ENTRIES = 10**12
+_FIXED: Final = "a manager's configuration cannot be changed; make another with model_copy(update={...})"
 
 
 class CacheTierType(StrEnum):
@@ -33,21 +38,63 @@ class Durability(StrEnum):
     FULL = "full"
 
 
-class CacheTierConfig(BaseModel):
+class _FixedTable(dict[str, int]):
+    """A table that cannot be changed; its copies can."""
+
+    def _refuse(self, *_args: object, **_kwargs: object) -> NoReturn:
+        raise TypeError(_FIXED)
+
+    __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse
+
+    def __reduce_ex__(self, _protocol: object) -> tuple[object, ...]:
+        return dict, (dict(self),)
+
+
+class _Configuration(BaseModel):
+    """Fields that can be changed, and are checked then too, until `fixed` makes a copy that cannot."""
+
+    # An error must not quote its input, which may be a key.
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, hide_input_in_errors=True)
+
+    _is_fixed: ClassVar[bool] = False
+
+    def fixed(self) -> Self:
+        """A copy of this moment that cannot be changed."""
+        copy = self.model_copy()
+        for name, value in self:
+            if isinstance(value, _Configuration):
+                vars(copy)[name] = value.fixed()
+            elif isinstance(value, dict):
+                vars(copy)[name] = _FixedTable(value)
+        # Not a private attribute, by which the two would differ.
+        vars(copy)["_is_fixed"] = True
+        return copy
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if self._is_fixed:
+            raise TypeError(_FIXED)
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if self._is_fixed:
+            raise TypeError(_FIXED)
+        super().__delattr__(name)
+
+
+class CacheTierConfig(_Configuration):
     """Capacity and eviction policy of one tier. `max_entries=None` means unlimited."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     enabled: bool = True
-    max_entries: int | None = Field(default=None, ge=1)
+    max_entries: int | None = Field(default=None, ge=1, le=MAX_ENTRIES)
     eviction_policy: Literal["lru", "lfu", "fifo"] = "lru"
 
 
-class CacheConfig(BaseModel):
-    """Everything a CacheManager is made from. Times are in seconds."""
+class CacheConfig(_Configuration):
+    """Everything a CacheManager is made from. Times are in seconds.
 
-    # An error must not quote its input, which may be a key.
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    May be changed until then; a manager has its own copy, `manager.config`, which cannot be changed, and a
+    later change of this one does nothing to it.
+    """
 
     l1_config: CacheTierConfig = CacheTierConfig(max_entries=1000)
     l2_config: CacheTierConfig = CacheTierConfig(max_entries=5000)
@@ -58,10 +105,10 @@ class CacheConfig(BaseModel):
     per_source_ttl: dict[str, Annotated[int, Field(ge=1, le=MAX_TTL_SECONDS)]] = Field(default_factory=dict)
 
     enable_background_cleanup: bool = False
-    cleanup_interval_seconds: int = Field(default=60, ge=1)
+    cleanup_interval_seconds: int = Field(default=60, ge=1, le=MAX_TTL_SECONDS)
     # proxywhirl reads neither of these two; they are accepted so that a configuration moves over unchanged.
-    ttl_cleanup_interval: int = Field(default=60, ge=1)
-    statistics_interval: int = Field(default=5, ge=1)
+    ttl_cleanup_interval: int = Field(default=60, ge=1, le=MAX_TTL_SECONDS)
+    statistics_interval: int = Field(default=5, ge=1, le=MAX_TTL_SECONDS)
 
     l2_cache_dir: Path = Path("data/l2")
     l3_database_path: Path = Path("data/l3/proxystash.db")
@@ -71,7 +118,7 @@ class CacheConfig(BaseModel):
     encryption_key_file: Path | None = None
 
     health_check_invalidation: bool = True
-    failure_threshold: int = Field(default=3, ge=1)
+    failure_threshold: int = Field(default=3, ge=1, le=MAX_INT32)
 
     durability: Durability = Durability.PROCESS
     enable_statistics: bool = True

@@ -19,6 +19,10 @@ class InvalidEntryError(CacheError, ValueError):
         self.field = field
         self.reason = reason
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # For pickle and copy, which would make it of the message alone.
+        return type(self), (self.field, self.reason, str(self)), vars(self)
+
 
 class CacheUnavailableError(CacheError):
     """No tier is able to serve the request now; it may be tried again."""

@@ -90,7 +90,7 @@ class CacheManager:
         monotonic: Callable[[], float] = time.monotonic,
         background: bool = True,
     ) -> None:
-        self.config = config
+        self.config = config = config.fixed()
         self._clock = clock
         # For L1's hits: the usual clock without a function in between.
         self._nanoseconds = time.time_ns if clock is wall_clock else lambda: clock() * 1000
@@ -303,19 +303,19 @@ class CacheManager:
 
     # -- changing
 
-    def put(self, key: str, entry: CacheEntry) -> StoredIn:
-        """Store `entry` under `key`: the tiers that hold it now, none if no tier could take it.
+    def put(self, key: str, entry: CacheEntry) -> bool:
+        """Store `entry` under `key`; whether any tier took it. `put_many` says which.
 
         The failure count of an entry that is replaced goes on, unless the new one is healthy.
         """
         if key != entry.key:
             check_key(key)
-        return self._put([(key, entry)])[0]
+        return bool(self._put([(key, entry)])[0])
 
     def put_many(self, entries: Sequence[CacheEntry]) -> list[StoredIn]:
-        """Store entries under their own keys, in one commit for each tier.
+        """Store entries under their own keys, in one commit for each tier: the tiers that hold each now.
 
-        Of equal keys the last one counts.
+        Those are none if no tier could take it. Of equal keys the last one counts.
         """
         return self._put([(entry.key, entry) for entry in entries]) if entries else []
 
@@ -402,7 +402,8 @@ class CacheManager:
     def warm_from_file(self, file_path: str, ttl_override: int | None = None) -> transfer.WarmResult:
         """Load proxies from a json, jsonl, csv or plain text file.
 
-        How many were loaded, skipped, failed, and why.
+        How many were loaded, skipped, failed, and why. `ttl_override` is in seconds, from 1 to 10 years;
+        raises InvalidEntryError for any other.
         """
         self._check_open()
         return transfer.warm_from_file(file_path, ttl_override, self.new_entry, self.put_many)

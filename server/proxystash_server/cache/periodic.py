@@ -18,11 +18,14 @@ MAINTENANCE_SECONDS = 1.0
 class PeriodicWork:
     """Calls a function every `interval` seconds, in a thread between `start` and `stop`.
 
+    Raises ValueError for an interval that no thread can wait.
     Ends by itself when that raises CacheClosedError. Any other round that fails is logged, and the next may
     do better.
     """
 
     def __init__(self, name: str, interval: float, work: Callable[[], object]) -> None:
+        if not 0 < interval <= threading.TIMEOUT_MAX:
+            raise ValueError(f"an interval must be greater than 0 and at most {threading.TIMEOUT_MAX:,.0f} s")
         self._name = name
         self._interval = interval
         self._work = work
@@ -31,12 +34,12 @@ class PeriodicWork:
 
     @property
     def is_running(self) -> bool:
-        """Whether it was started, and not stopped since."""
-        return self._thread is not None
+        """Whether its thread is there: it was started, and has not ended since, for whatever reason."""
+        return self._thread is not None and self._thread.is_alive()
 
     def start(self) -> None:
         """Begin; does nothing while it runs already."""
-        if self._thread is None:
+        if not self.is_running:
             self._stopping.clear()
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
@@ -82,7 +85,8 @@ class Cleanable(Protocol):
 class TTLManager:
     """Removes expired entries every `cleanup_interval` seconds, in a thread between `start` and `stop`.
 
-    Gets never return an expired entry whether it runs or not; it only gives the room back.
+    Gets never return an expired entry whether it runs or not; it only gives the room back. Raises ValueError
+    for an interval that is not greater than 0, or that no thread can wait (292 years).
     """
 
     def __init__(self, cache_manager: Cleanable, cleanup_interval: float = 60) -> None:

@@ -17,6 +17,7 @@ from proxystash.compiled import compile_function, field_sources, types_of
 from proxystash.files import ProxyFileError, Rejected, entry_to_json, read_proxy_file
 from proxystash_server.cache.entry.entry import CacheEntry, NewEntry, to_microseconds
 from proxystash_server.cache.entry.fields import EntryArguments
+from proxystash_server.cache.entry.limits import SECOND_US, check_ttl
 from proxystash_server.cache.errors import InvalidEntryError
 
 logger = logging.getLogger(__name__)
@@ -58,8 +59,11 @@ def warm_from_file(
     """Put every usable record of a proxy file into the cache, in batches.
 
     `put_many` gives for each entry the tiers that hold it. `ttl_override` is in seconds and counts from
-    now. A file that cannot be read as a whole is one failure.
+    now. A file that cannot be read as a whole is one failure. Raises InvalidEntryError for a `ttl_override`
+    that no entry may have.
     """
+    if ttl_override is not None:
+        check_ttl(ttl_override * SECOND_US)
     result = WarmResult(loaded=0, skipped=0, failed=0, rejected=[])
 
     def reject(rejected: Rejected) -> None:

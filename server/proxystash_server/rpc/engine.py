@@ -41,11 +41,8 @@ class Engine(Protocol):
     def scan_entries(self, after: str, limit: int, entry_filter: EntryFilter) -> Page:
         """Live entries that match, by key, as many as are found quickly, and where to go on. Not a use."""
 
-    def put(self, key: str, entry: CacheEntry) -> tuple[CacheTierType, ...]:
-        """Store an entry: the tiers that hold it now, none if no tier could take it."""
-
     def put_many(self, entries: Sequence[CacheEntry]) -> Sequence[tuple[CacheTierType, ...]]:
-        """Store entries under their own keys, each answered like a put."""
+        """Store entries under their own keys: for each the tiers that hold it now, none if none took it."""
 
     def delete(self, key: str) -> bool:
         """Remove an entry; whether it was held."""

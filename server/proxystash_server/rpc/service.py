@@ -101,7 +101,7 @@ class CacheService(pb_grpc.CacheServiceServicer):
             entry = convert.read_entry(self._engine, request.entry)
         except (InvalidEntryError, RequestError) as error:
             raise RequestError(refusal_of(error).under("entry")) from None
-        tiers = self._engine.put(entry.key, entry)
+        [tiers] = self._engine.put_many([entry])
         if not tiers:
             raise RequestError(NO_TIER_AVAILABLE)
         return encoding.put_response(entry, tiers)

@@ -38,9 +38,11 @@ class Stash:
 
     def open(self, **fields: Any) -> CacheManager:
         """A manager in which nothing happens by itself."""
-        manager = CacheManager(
-            self.config(**fields), clock=self.clock, monotonic=self.monotonic, background=False
-        )
+        return self.open_of(self.config(**fields))
+
+    def open_of(self, config: CacheConfig) -> CacheManager:
+        """The same, of a configuration as it is."""
+        manager = CacheManager(config, clock=self.clock, monotonic=self.monotonic, background=False)
         self._managers.append(manager)
         return manager
 

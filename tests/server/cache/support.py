@@ -17,6 +17,7 @@ from proxystash_server.cache import (
     CacheManager,
     CacheTier,
     CacheTierConfig,
+    CacheTierType,
     DiskTier,
     EntryFilter,
     HealthMonitoring,
@@ -117,6 +118,12 @@ def put(manager: CacheManager, *keys: str, **fields: Any) -> list[CacheEntry]:
     for entry in entries:
         assert manager.put(entry.key, entry), f"no tier took {entry.key}"
     return entries
+
+
+def stored_in(manager: CacheManager, key: str, entry: CacheEntry) -> tuple[CacheTierType, ...]:
+    """Put an entry under a key: the tiers that hold it now."""
+    [tiers] = manager.put_many([entry.model_copy(update={"key": key})])
+    return tiers
 
 
 def guards_of(manager: CacheManager) -> tuple[GuardedTier[DiskTier], GuardedTier[DiskTier]]:

@@ -36,6 +36,7 @@ from tests.server.cache.support import (
     nothing_writable,
     put,
     run_in_threads,
+    stored_in,
     wait_until,
 )
 from tests.server.cache.tier_contract import ANY
@@ -265,7 +266,7 @@ def test_what_is_refused_is_told_to_nobody(stash: Stash, l1_config: object) -> N
         with pytest.raises(CacheUnavailableError):
             manager.clear()
         if not manager.l1_tier.enabled:
-            assert manager.put("b", manager.new_entry("http://192.0.2.1:1", key="b")) == ()
+            assert stored_in(manager, "b", manager.new_entry("http://192.0.2.1:1", key="b")) == ()
         assert feed.calls == []
 
 

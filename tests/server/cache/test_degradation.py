@@ -43,6 +43,7 @@ from tests.server.cache.support import (
     nothing_writable,
     put,
     repair_tier,
+    stored_in,
     wait_until,
 )
 
@@ -169,7 +170,7 @@ def test_every_operation_works_while_a_tier_is_away(stash: Stash, faulty: str) -
     with broken(tier):
         fail_until_skipped(manager, tier)
         entry = manager.new_entry("http://192.0.2.1:1", key="e", source="meanwhile")
-        assert manager.put("e", entry) == ((L1, L3) if faulty == "l2" else (L1, L2))
+        assert stored_in(manager, "e", entry) == ((L1, L3) if faulty == "l2" else (L1, L2))
         put(manager, "a", source="meanwhile")
         assert manager.delete("b")
         assert not manager.delete("b")
@@ -204,7 +205,7 @@ def test_memory_alone_carries_on_while_both_disk_tiers_are_away(stash: Stash) ->
     with nothing_writable(manager):
         fail_until_skipped(manager, manager.l2_tier)
         fail_until_skipped(manager, manager.l3_tier)
-        assert manager.put("key-1", manager.new_entry("http://192.0.2.1:1")) == (L1,)
+        assert stored_in(manager, "key-1", manager.new_entry("http://192.0.2.1:1")) == (L1,)
         assert manager.get("key-1") is not None
         assert manager.get("before") is not None
         assert manager.invalidate_by_health("before").failure_count == 1
@@ -223,7 +224,7 @@ def test_the_journal_keeps_what_no_disk_tier_could_take(stash: Stash, memory: bo
         fail_until_skipped(manager, manager.l2_tier)
         fail_until_skipped(manager, manager.l3_tier)
         entry = manager.new_entry("http://192.0.2.1:1", key="replaced", source="after")
-        assert manager.put("replaced", entry) == ((L1,) if memory else (L3,))
+        assert stored_in(manager, "replaced", entry) == ((L1,) if memory else (L3,))
         put(manager, "new", source="after")
         # Whether it was there nobody can tell without memory; that it is not there any more is kept.
         assert manager.delete("deleted") is memory
@@ -257,7 +258,7 @@ def test_what_nobody_can_do_is_refused_and_has_not_happened_afterwards(stash: St
         for _ in range(5):
             with pytest.raises(CacheUnavailableError):
                 REFUSED[operation](manager)
-        assert manager.put("key-1", manager.new_entry("http://192.0.2.1:1")) == ()
+        assert stored_in(manager, "key-1", manager.new_entry("http://192.0.2.1:1")) == ()
     stash.recover(manager)
     assert [
         (entry.key, entry.failure_count, entry.health_status) for entry in manager.list_entries("", 10, ANY)
@@ -279,7 +280,7 @@ def test_a_change_that_nobody_took_leaves_what_was_there_before(stash: Stash, op
         try:
             if operation == "put":
                 entry = manager.new_entry("http://192.0.2.1:1", key="key-1", source="lost")
-                assert manager.put("key-1", entry) == ()
+                assert stored_in(manager, "key-1", entry) == ()
             elif operation == "delete":
                 manager.delete("key-1")
             elif operation == "clear":
@@ -676,7 +677,7 @@ def test_an_acknowledged_change_of_the_only_disk_tier_is_there_after_a_kill_or_w
     break_tier(tier)
     fail_until_skipped(manager, tier)
     with nullcontext() if journal else journal_broken(manager):
-        assert manager.put("a", manager.new_entry("http://192.0.2.1:1", source="meanwhile")) == (L1,)
+        assert stored_in(manager, "a", manager.new_entry("http://192.0.2.1:1", source="meanwhile")) == (L1,)
         if journal:
             assert manager.delete("b")
         else:

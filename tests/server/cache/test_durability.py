@@ -15,7 +15,16 @@ import pytest
 from proxystash_server.cache import CacheManager, CacheTierType, EntryFilter, HealthStatus, L2BackendType
 from proxystash_server.cache.entry.entry import wall_clock
 from tests.server.cache.stash import Stash
-from tests.server.cache.support import PASSWORD, SWITCHED_OFF, USERNAME, bounded, keys_of, put
+from tests.server.cache.support import (
+    PASSWORD,
+    SWITCHED_OFF,
+    USERNAME,
+    bounded,
+    keys_of,
+    nothing_writable,
+    put,
+    stored_in,
+)
 from tests.server.cache.tier_contract import MONITORING
 
 L1, L2, L3 = CacheTierType
@@ -162,9 +171,16 @@ def test_an_abrupt_end_costs_at_most_the_counts_since_the_last_flush(stash: Stas
     assert entry.access_count == 4
 
 
-def test_a_put_says_which_tiers_hold_the_entry(stash: Stash) -> None:
+def test_a_put_is_true_and_one_of_many_says_which_tiers_hold_the_entry(stash: Stash) -> None:
     manager = stash.open()
-    assert manager.put("key-1", manager.new_entry("http://192.0.2.1:1")) == (L1, L2, L3)
+    assert manager.put("key-1", manager.new_entry("http://192.0.2.1:1")) is True
+    assert stored_in(manager, "key-1", manager.new_entry("http://192.0.2.1:1")) == (L1, L2, L3)
+
+
+def test_a_put_that_no_tier_takes_is_false(stash: Stash) -> None:
+    manager = stash.open(l1_config=SWITCHED_OFF)
+    with nothing_writable(manager):
+        assert manager.put("key-1", manager.new_entry("http://192.0.2.1:1")) is False
 
 
 @pytest.mark.parametrize(
@@ -180,16 +196,16 @@ def test_a_tier_that_is_switched_off_is_not_said_to_hold_anything(
     stash: Stash, shape: dict[str, object], tiers: tuple[CacheTierType, ...]
 ) -> None:
     manager = stash.open(**shape)
-    assert manager.put("key-1", manager.new_entry("http://192.0.2.1:1")) == tiers
+    assert stored_in(manager, "key-1", manager.new_entry("http://192.0.2.1:1")) == tiers
 
 
 @pytest.mark.parametrize("bounded_tier", ["l1_config", "l2_config", "l3_config"])
 def test_what_a_batch_itself_pushes_out_is_not_said_to_be_held(stash: Stash, bounded_tier: str) -> None:
     manager = stash.open(**{bounded_tier: bounded(2)})
     entries = [manager.new_entry("http://192.0.2.1:1", key=f"key-{number}") for number in range(5)]
-    for entry, stored_in in zip(entries, manager.put_many(entries), strict=True):
+    for entry, tiers_of_it in zip(entries, manager.put_many(entries), strict=True):
         tiers = (manager.l1_tier, manager.l2_tier, manager.l3_tier)
-        assert stored_in == tuple(tier.tier_type for tier in tiers if entry.key in tier), entry.key
+        assert tiers_of_it == tuple(tier.tier_type for tier in tiers if entry.key in tier), entry.key
 
 
 def test_the_authority_is_written_first(stash: Stash) -> None:

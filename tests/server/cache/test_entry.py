@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import pickle
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from proxystash_server.cache import CacheEntry, HealthMonitoring, HealthStatus
+from proxystash_server.cache import CacheEntry, HealthMonitoring, HealthStatus, InvalidEntryError
 from tests.server.cache.support import PASSWORD, USERNAME, stored
 from tests.server.cache.tier_contract import MONITORING, everything_set
 
@@ -243,3 +245,104 @@ def test_it_knows_whether_it_has_expired_by_the_wall_clock() -> None:
 def test_only_a_healthy_one_is_healthy(status: HealthStatus) -> None:
     assert made(health_status=status).is_healthy is (status is HealthStatus.HEALTHY)
     assert made(health_status=status.value).health_status is status
+
+
+# -- as plain values, and as bytes
+
+# The fields of proxywhirl's entry.
+OF_PROXYWHIRL = {
+    "key",
+    "proxy_url",
+    "username",
+    "password",
+    "source",
+    "fetch_time",
+    "last_accessed",
+    "access_count",
+    "ttl_seconds",
+    "expires_at",
+    "health_status",
+    "failure_count",
+    "evicted_from_l1",
+    "last_health_check",
+    "consecutive_health_failures",
+    "consecutive_health_successes",
+    "recovery_attempt",
+    "next_check_time",
+    "last_health_error",
+    "total_health_checks",
+    "total_health_check_failures",
+}
+
+
+def entries() -> list[CacheEntry]:
+    return [
+        made(),
+        everything_set("key-1"),
+        made(ttl_seconds=None, expires_at=NOW - timedelta(hours=1)),
+        made(ttl_seconds=None, expires_at=NOW + timedelta(microseconds=1_500_001)),
+        stored("key-1", version=7, username=USERNAME),
+    ]
+
+
+@pytest.mark.parametrize("entry", entries())
+def test_what_is_dumped_makes_an_equal_entry(entry: CacheEntry) -> None:
+    dumped = entry.model_dump()
+    assert dumped.keys() == OF_PROXYWHIRL | {"labels"}
+    assert all(dumped[name] == getattr(entry, name) for name in dumped)
+    assert CacheEntry.model_validate(dumped) == entry
+    assert CacheEntry.model_validate(entry) is entry
+
+
+@pytest.mark.parametrize("entry", entries())
+def test_a_dump_for_json_masks_credentials_and_makes_an_equal_entry_without_them(entry: CacheEntry) -> None:
+    text = json.dumps(entry.model_dump(mode="json"))
+    assert USERNAME not in text
+    assert PASSWORD not in text
+    fields = json.loads(text)
+    for name in ("username", "password"):
+        if getattr(entry, name) is not None:
+            assert fields[name] == "***"
+            with pytest.raises(InvalidEntryError, match="is masked") as caught:
+                CacheEntry.model_validate(fields)
+            assert caught.value.field == name
+            fields[name] = None
+    without = entry.model_copy(update={"username": None, "password": None})
+    assert CacheEntry.model_validate(fields) == without
+
+
+def test_a_dump_can_be_changed_without_changing_the_entry() -> None:
+    entry = everything_set("key-1")
+    entry.model_dump()["labels"]["country"] = "elsewhere"
+    assert entry == everything_set("key-1")
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"key": ""}, "key"),
+        ({"failure_count": -1}, "failure_count"),
+        ({"fetch_time": "yesterday"}, "fetch_time"),
+        ({"next_check_time": "soon"}, "next_check_time"),
+        ({"health_status": "fine"}, "health_status"),
+    ],
+)
+def test_what_is_validated_is_checked(fields: dict[str, object], field: str) -> None:
+    with pytest.raises(InvalidEntryError) as caught:
+        CacheEntry.model_validate({**made().model_dump(), **fields})
+    assert caught.value.field == field
+
+
+def test_unknown_fields_are_refused() -> None:
+    with pytest.raises(TypeError, match="'colour'"):
+        CacheEntry.model_validate({**made().model_dump(), "colour": "red"})
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("entry", [*entries(), made(health_monitoring=HealthMonitoring())])
+def test_it_can_be_pickled(entry: CacheEntry, protocol: int) -> None:
+    loaded = pickle.loads(pickle.dumps(entry, protocol))
+    assert loaded == entry
+    assert type(loaded) is CacheEntry
+    # What is the cache's own does not go along: nothing is taken for stored where it is not.
+    assert (loaded.version, loaded.sealed, loaded.encoded) == (0, None, None)

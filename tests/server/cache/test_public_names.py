@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from enum import Enum
 
 import pytest
+from pydantic import ValidationError
 
 from proxystash_server import cache
 from proxystash_server.cache import CacheClosedError, CacheManager, EntryFilter
@@ -86,6 +88,25 @@ def test_the_library_imports_no_grpc() -> None:
     assert "proxystash_server.cache.manager" in loaded
     assert [name for name in loaded if name.split(".")[0] in {"grpc", "google", "structlog", "typer"}] == []
     assert [name for name in loaded if name.startswith("proxystash_server.rpc")] == []
+
+
+def refuses_unknown_arguments(thing: type) -> bool:
+    try:
+        thing(colour="red")
+    except TypeError:
+        return True
+    except ValidationError as error:
+        return "colour" in {fault["loc"][0] for fault in error.errors()}
+    return False
+
+
+def test_nothing_takes_an_argument_that_it_does_not_know() -> None:
+    made = [
+        thing
+        for name in cache.__all__
+        if inspect.isclass(thing := getattr(cache, name)) and not issubclass(thing, Exception | Enum)
+    ]
+    assert [thing.__name__ for thing in made if not refuses_unknown_arguments(thing)] == []
 
 
 CLOSED = {

@@ -38,6 +38,7 @@ from tests.server.cache.support import (
     make_unreachable,
     put,
     repair_tier,
+    stored_in,
 )
 
 L1, L2, L3 = CacheTierType
@@ -300,12 +301,12 @@ def test_a_line_whose_writing_failed_brings_nothing_back(stash: Stash, cut_off: 
     with broken(manager.l3_tier, {"commit"}), segment_failing("write", after_doing_it=True):
         entry = manager.new_entry("http://192.0.2.1:1", key="a")
         if cut_off:
-            assert manager.put("a", entry) == ()
+            assert stored_in(manager, "a", entry) == ()
         else:
             with segment_failing("truncate"):
                 # The first one makes the file.
-                assert manager.put("b", manager.new_entry("http://192.0.2.1:1", key="b")) == ()
-                assert manager.put("a", entry) == ()
+                assert stored_in(manager, "b", manager.new_entry("http://192.0.2.1:1", key="b")) == ()
+                assert stored_in(manager, "a", entry) == ()
     put(manager, "a")
     assert manager.delete("a")
     assert content_of(stash.reopen_after_kill(l1_config=SWITCHED_OFF)) == {}

@@ -8,7 +8,14 @@ from itertools import pairwise
 
 import pytest
 
-from proxystash_server.cache import CacheStatistics, CacheTierType, EntryFilter, L2BackendType, TierState
+from proxystash_server.cache import (
+    CacheStatistics,
+    CacheTierType,
+    EntryFilter,
+    L2BackendType,
+    TierState,
+    TierStatistics,
+)
 from proxystash_server.cache.counting.statistics import EvictionCause, StatisticsRecorder, TierFacts
 from proxystash_server.cache.tiers.base import Applied, Write
 from tests.server.cache.stash import Stash
@@ -44,6 +51,11 @@ def test_a_new_cache_has_counted_nothing(stash: Stash) -> None:
         "promotions": 0,
         "demotions": 0,
         "removals": 0,
+        "overall_hit_rate": 0.0,
+        "total_size": 0,
+        "l1_degraded": False,
+        "l2_degraded": False,
+        "l3_degraded": False,
     }
     for tier in statistics.tiers:
         assert tier.total_evictions == tier.errors == tier.hits == tier.misses == tier.entries == 0
@@ -93,7 +105,7 @@ def test_entries_are_the_distinct_ones(stash: Stash) -> None:
     put(manager, "a", "b", "c")
     put(manager, "a")
     statistics = manager.get_statistics()
-    assert statistics.entries == statistics.total_size == 3
+    assert (statistics.entries, statistics.total_size) == (3, 9)
     assert [tier.entries for tier in statistics.tiers] == [3, 3, 3]
 
 
@@ -261,26 +273,41 @@ def test_statistics_are_there_after_the_cache_is_closed(stash: Stash) -> None:
     assert manager.get_statistics().hits == 1
 
 
-def test_proxywhirls_names_of_numbers_are_there(stash: Stash) -> None:
-    manager = stash.open(l1_config=bounded(1))
-    put(manager, "a", "b")
+def test_proxywhirls_names_of_numbers_have_its_meaning(stash: Stash) -> None:
+    """What proxywhirl 0.3.3 gives for the same calls, but for evictions, which it does not all count."""
+    manager = stash.open(l1_config=bounded(2))
+    put(manager, "a", "b", "c", "d")
+    for key in ("a", "b", "c", "d", "x", "y", "z", "a"):
+        manager.get(key)
     manager.get("a")
     statistics = manager.statistics
-    assert statistics.overall_hit_rate == 1.0
-    assert statistics.l1_stats.evictions_lru == 2
-    assert statistics.l1_stats.current_size == 1
+    assert statistics.overall_hit_rate == pytest.approx(6 / (6 + 8))
+    assert statistics.hit_rate == pytest.approx(6 / (6 + 3))
+    assert (statistics.total_size, statistics.entries) == (2 + 4 + 4, 4)
+    assert statistics.l1_stats.evictions_lru == statistics.l1_stats.total_evictions == 7
+    assert statistics.l1_stats.current_size == 2
     assert statistics.to_metrics_dict() == {
-        "cache.overall.hit_rate": 1.0,
-        "cache.total_size": 2.0,
-        "cache.promotions": 1.0,
-        "cache.demotions": 2.0,
-        "cache.l1.hit_rate": 0.0,
-        "cache.l1.size": 1.0,
-        "cache.l2.hit_rate": 1.0,
-        "cache.l2.size": 2.0,
+        "cache.overall.hit_rate": statistics.overall_hit_rate,
+        "cache.total_size": 10.0,
+        "cache.promotions": 5.0,
+        "cache.demotions": 7.0,
+        "cache.l1.hit_rate": pytest.approx(1 / 9),
+        "cache.l1.size": 2.0,
+        "cache.l2.hit_rate": pytest.approx(5 / 8),
+        "cache.l2.size": 4.0,
         "cache.l3.hit_rate": 0.0,
-        "cache.l3.size": 2.0,
+        "cache.l3.size": 4.0,
     }
+    dumped = statistics.model_dump()
+    assert dumped["overall_hit_rate"] == statistics.overall_hit_rate
+    assert dumped["l1_stats"]["total_evictions"] == 7
+
+
+def test_total_evictions_are_those_under_every_cause() -> None:
+    tier = TierStatistics(
+        evictions_capacity=1, evictions_ttl=10, evictions_health=100, evictions_corruption=1000
+    )
+    assert tier.total_evictions == 1111
 
 
 def test_a_snapshot_does_not_change_afterwards(stash: Stash) -> None:

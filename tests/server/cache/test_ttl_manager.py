@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import threading
+import time
 import weakref
 
 import pytest
@@ -69,6 +70,44 @@ def test_it_can_be_started_and_stopped_over_and_over() -> None:
         cleaner.stop()
         cleaner.stop()
     assert not [thread for thread in threading.enumerate() if thread.name == "proxystash-ttl"]
+
+
+@pytest.mark.parametrize("interval", [0, -1, float("nan"), float("inf"), threading.TIMEOUT_MAX * 2])
+def test_an_interval_that_nobody_can_wait_is_refused(interval: float) -> None:
+    with pytest.raises(ValueError, match="greater than 0 and at most 9,223,372,036 s"):
+        ttl_manager(Cleaned(), interval)
+
+
+def test_the_longest_interval_is_waited() -> None:
+    cleaner = ttl_manager(Cleaned(), threading.TIMEOUT_MAX)
+    cleaner.start()
+    time.sleep(0.02)
+    assert cleaner.enabled
+    cleaner.stop()
+
+
+def test_one_whose_thread_has_died_is_not_enabled_and_can_be_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cleaned = Cleaned()
+    cleaner = ttl_manager(cleaned)
+
+    def die() -> int:
+        raise SystemExit
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cleaned, "cleanup_expired", die)
+        patched.setattr(threading, "excepthook", lambda _args: None)
+        cleaner.start()
+        thread = cleaner._cleaning._thread
+        assert thread is not None
+        thread.join(30)
+    enabled = [cleaner.enabled]
+    cleaner.start()
+    cleaned.wait_for(2)
+    enabled.append(cleaner.enabled)
+    cleaner.stop()
+    assert enabled == [False, True]
 
 
 def test_stopping_does_not_wait_for_the_interval() -> None:

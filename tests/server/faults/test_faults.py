@@ -15,7 +15,7 @@ from proxystash_server.cache import (
     TierState,
 )
 from tests.server.cache.stash import Stash
-from tests.server.cache.support import SWITCHED_OFF, check_disk_tiers, content_of
+from tests.server.cache.support import SWITCHED_OFF, check_disk_tiers, content_of, stored_in
 from tests.server.faults.kinds import FAULTS, Fault, Site
 from tests.server.faults.machine import Mounts, fill, make_room
 
@@ -221,7 +221,7 @@ def test_a_compaction_that_finds_no_room_takes_none_from_the_writers(
     manager.maintain()
     assert file.stat().st_size == before, "there was room"
     entry = manager.new_entry("http://192.0.2.1:1", key="new", source="meanwhile", labels=BULK)
-    assert manager.put("new", entry) == (L1, L2, L3)
+    assert stored_in(manager, "new", entry) == (L1, L2, L3)
     run.expected["new"] = ("meanwhile", 0)
     make_room(stash.directory / "l2")
     stash.recover(manager)

@@ -25,6 +25,7 @@ from tests.server.cache.support import (
     check_disk_tiers,
     content_of,
     put,
+    stored_in,
 )
 from tests.server.faults.machine import Mounts, fill, make_room, unprivileged
 
@@ -44,7 +45,7 @@ def states_of(manager: CacheManager) -> dict[CacheTierType, TierState]:
 
 def put_in_memory(manager: CacheManager, key: str, source: str) -> tuple[CacheTierType, ...]:
     entry = manager.new_entry("http://192.0.2.1:1", key=key, source=source, labels=BULK)
-    return manager.put(key, entry)
+    return stored_in(manager, key, entry)
 
 
 def check_both(manager: CacheManager, expected: dict[str, tuple[str, int]]) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from proxystash_server.cache import CacheManager, CacheTierType, L2BackendType
 from tests.server.cache.stash import Stash
-from tests.server.cache.support import SWITCHED_OFF, broken, content_of, fail_until_skipped, put
+from tests.server.cache.support import SWITCHED_OFF, broken, content_of, fail_until_skipped, put, stored_in
 from tests.server.faults.machine import file_of
 
 L1, L2, L3 = CacheTierType
@@ -209,9 +209,9 @@ def test_what_could_not_be_synced_is_not_said_to_be_stored(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", failing)
-        assert manager.put("a", manager.new_entry("http://192.0.2.1:1", key="a")) == (L1,)
+        assert stored_in(manager, "a", manager.new_entry("http://192.0.2.1:1", key="a")) == (L1,)
     stash.recover(manager)
-    assert manager.put("a", manager.new_entry("http://192.0.2.1:1", key="a")) == (L1, L2)
+    assert stored_in(manager, "a", manager.new_entry("http://192.0.2.1:1", key="a")) == (L1, L2)
 
 
 @pytest.mark.parametrize(("durability", "level"), [("process", 1), ("full", 2)])

@@ -17,7 +17,7 @@ _SUBDIVISIONS = 8
 class LatencySummary(BaseModel):
     """Latencies of the last minute, in microseconds; zeros where there were none."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     p50_us: float = 0.0
     p99_us: float = 0.0

@@ -38,7 +38,7 @@ def _rate(hits: int, misses: int) -> float:
 class TierStatistics(BaseModel):
     """One tier in a snapshot. Evictions count what this tier lost, each once, under its cause."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     backend: str = ""
     state: TierState = TierState.ACTIVE
@@ -60,6 +60,7 @@ class TierStatistics(BaseModel):
         """Hits over the lookups that reached this tier, 0.0 to 1.0."""
         return _rate(self.hits, self.misses)
 
+    @computed_field  # type: ignore[prop-decorator]  # as above
     @property
     def total_evictions(self) -> int:
         """Evictions under all causes."""
@@ -67,11 +68,13 @@ class TierStatistics(BaseModel):
             self.evictions_capacity + self.evictions_ttl + self.evictions_health + self.evictions_corruption
         )
 
+    @computed_field  # type: ignore[prop-decorator]  # as above
     @property
     def current_size(self) -> int:
         """proxywhirl's name for `entries`."""
         return self.entries
 
+    @computed_field  # type: ignore[prop-decorator]  # as above
     @property
     def evictions_lru(self) -> int:
         """proxywhirl's name for `evictions_capacity`."""
@@ -81,7 +84,7 @@ class TierStatistics(BaseModel):
 class CacheStatistics(BaseModel):
     """A snapshot of the cache, consistent in itself. Counts are since the manager was made, and only grow."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     observed_at_us: int = 0
     started_at_us: int = 0
@@ -106,36 +109,44 @@ class CacheStatistics(BaseModel):
         """The three tiers, fastest first."""
         return self.l1_stats, self.l2_stats, self.l3_stats
 
+    @computed_field  # type: ignore[prop-decorator]  # as above
     @property
     def overall_hit_rate(self) -> float:
-        """proxywhirl's name for `hit_rate`."""
-        return self.hit_rate
+        """proxywhirl's rate: of the hits of all tiers to those and the misses of the tier that has most.
 
+        Less than `hit_rate` where lower tiers answer: such a lookup is a hit there and a miss above.
+        """
+        return _rate(sum(tier.hits for tier in self.tiers), max(tier.misses for tier in self.tiers))
+
+    @computed_field  # type: ignore[prop-decorator]  # as above
     @property
     def total_size(self) -> int:
-        """proxywhirl's name for `entries`; unlike there, an entry in three tiers counts once."""
-        return self.entries
+        """proxywhirl's sum over the tiers: unlike in `entries`, one in three tiers counts three times."""
+        return sum(tier.entries for tier in self.tiers)
 
+    @computed_field  # type: ignore[prop-decorator]  # as above
     @property
     def l1_degraded(self) -> bool:
         """Whether L1 does not serve."""
         return self.l1_stats.state != TierState.ACTIVE
 
+    @computed_field  # type: ignore[prop-decorator]  # as above
     @property
     def l2_degraded(self) -> bool:
         """Whether L2 does not serve."""
         return self.l2_stats.state != TierState.ACTIVE
 
+    @computed_field  # type: ignore[prop-decorator]  # as above
     @property
     def l3_degraded(self) -> bool:
         """Whether L3 does not serve."""
         return self.l3_stats.state != TierState.ACTIVE
 
     def to_metrics_dict(self) -> dict[str, float]:
-        """A flat dictionary of gauges and counters for monitoring systems, named as in proxywhirl."""
+        """A flat dictionary of gauges and counters for monitoring systems, as proxywhirl has it."""
         metrics = {
-            "cache.overall.hit_rate": self.hit_rate,
-            "cache.total_size": float(self.entries),
+            "cache.overall.hit_rate": self.overall_hit_rate,
+            "cache.total_size": float(self.total_size),
             "cache.promotions": float(self.promotions),
             "cache.demotions": float(self.demotions),
         }

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import fields as dataclass_fields
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from operator import attrgetter
 from time import time_ns
-from typing import Any, Final, Protocol, Unpack
+from typing import Any, Final, Literal, Protocol, Unpack
 
 from pydantic import SecretStr
 
+from proxystash.compiled import types_of
 from proxystash.models import HealthMonitoring, HealthStatus
 from proxystash.proxies import InvalidProxyUrl, ProxyAddress, parse_proxy_url, redact_url
 from proxystash_server.cache.entry.fields import (
@@ -42,7 +43,6 @@ from proxystash_server.cache.errors import InvalidEntryError
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
-_MONITORING_FIELDS: Final = frozenset(field.name for field in dataclass_fields(HealthMonitoring))
 
 Clock = Callable[[], int]
 
@@ -91,7 +91,8 @@ class CacheEntry(MutableEntry, Fields):
 
     Made by keyword, like proxywhirl's, from datetimes; times are kept as integer microseconds since the epoch
     (`fetch_time_us`, ...) and shown as aware datetimes too (`fetch_time`, ...). Naive datetimes are taken as
-    UTC. Immutable: `model_copy(update=...)` makes a changed one. Credentials are SecretStr and in no repr.
+    UTC. Immutable: `model_copy(update=...)` makes a changed one. Credentials are SecretStr and in no repr; a
+    pickle has them in clear.
 
     Raises InvalidEntryError, which names the field, for anything outside the limits: key 256 bytes, URL 2,048
     characters, source 128, 32 labels of 64 + 256, TTL 1 s to 10 years.
@@ -130,7 +131,7 @@ class CacheEntry(MutableEntry, Fields):
         labels: Mapping[str, str] | None = None,
         **monitoring: Any,  # noqa: ANN401 -- each field of HealthMonitoring has a type of its own
     ) -> None:
-        unknown = monitoring.keys() - _MONITORING_FIELDS
+        unknown = monitoring.keys() - _NO_MONITORING.keys()
         if unknown:
             raise TypeError(f"CacheEntry has no field {min(unknown)!r}")
         if monitoring:
@@ -199,14 +200,66 @@ class CacheEntry(MutableEntry, Fields):
         """Whether the last word on the proxy was that it works."""
         return self.health_status == HealthStatus.HEALTHY
 
+    def model_dump(self, *, mode: Literal["python", "json"] = "python") -> dict[str, Any]:
+        """The fields by name, as proxywhirl's entry has them, and the labels.
+
+        What JSON has no type for is text in the mode `json`: times in ISO 8601, and *** for each credential.
+        """
+        fields = {name: getattr(self, name) for name in _DUMPED}
+        fields["labels"] = dict(self.labels)
+        if mode == "json":
+            for name, value in fields.items():
+                if isinstance(value, SecretStr):
+                    fields[name] = _MASK
+                elif isinstance(value, datetime):
+                    fields[name] = value.isoformat()
+                elif isinstance(value, HealthStatus):
+                    fields[name] = value.value
+        return fields
+
+    @classmethod
+    def model_validate(cls, fields: Mapping[str, Any] | CacheEntry) -> CacheEntry:
+        """The entry of what `model_dump` gave; its time of expiry counts for more than its TTL.
+
+        Raises InvalidEntryError, also for credentials that are masked, and TypeError for unknown fields.
+        """
+        if isinstance(fields, CacheEntry):
+            return fields
+        arguments = dict(fields)
+        for name, value in fields.items():
+            if name in _CREDENTIALS and value == _MASK:
+                raise InvalidEntryError(
+                    name, "INVALID_CREDENTIALS", f"{name} is masked: dump the entry in the mode python"
+                )
+            if name in _MOMENTS and isinstance(value, str):
+                try:
+                    arguments[name] = datetime.fromisoformat(value)
+                except ValueError:
+                    raise InvalidEntryError(
+                        name, f"INVALID_{name.upper()}", f"{name} is no time in ISO 8601"
+                    ) from None
+        if arguments.get("expires_at") is not None:
+            arguments.pop("ttl_seconds", None)
+        if all(arguments.get(name) == default for name, default in _NO_MONITORING.items()):
+            arguments = {name: value for name, value in arguments.items() if name not in _NO_MONITORING}
+        return cls(**arguments)
+
     def model_copy(self, *, update: Mapping[str, Any] | None = None) -> CacheEntry:
         """A copy with the constructor's arguments in `update` changed, checked like a new entry."""
-        arguments: dict[str, Any] = {name: getattr(self, name) for name in _ARGUMENTS}
+        arguments = self._arguments()
         changes = dict(update or {})
         if ("ttl_seconds" in changes or "fetch_time" in changes) and "expires_at" not in changes:
             del arguments["expires_at"]
             arguments["ttl_seconds"] = self.ttl_us / SECOND_US
         return CacheEntry(**{**arguments, **changes})
+
+    def _arguments(self) -> dict[str, Any]:
+        """What the constructor makes an equal entry of."""
+        return {name: getattr(self, name) for name in _ARGUMENTS}
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Without what is the cache's own: its seal, its version, its encoded form.
+        return partial(CacheEntry, **{**self._arguments(), "labels": dict(self.labels)}), ()
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"CacheEntry is immutable; use model_copy(update={{{name!r}: ...}})")
@@ -242,6 +295,15 @@ for _name in FIELDS:
 _USE: Final = tuple(name for name in MutableEntry.__slots__ if name != "content")
 _compared: Final = attrgetter(*PUBLIC_FIELDS, *_USE)
 _ARGUMENTS: Final = tuple(public_name(name) for name in (*PUBLIC_FIELDS, *_USE))
+_NO_MONITORING: Final = {name: getattr(HealthMonitoring(), name) for name in types_of(HealthMonitoring)}
+_DUMPED: Final = (
+    *(name for name in _ARGUMENTS if name not in ("health_monitoring", "labels")),
+    "ttl_seconds",
+    *_NO_MONITORING,
+)
+_CREDENTIALS: Final = ("username", "password")
+_MOMENTS: Final = ("fetch_time", "expires_at", "last_accessed", "last_health_check", "next_check_time")
+_MASK: Final = "***"
 
 
 class NewEntry(Protocol):
