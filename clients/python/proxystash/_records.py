@@ -252,9 +252,9 @@ def _count(record: Record, name: str, largest: int) -> int:
     if value is None:
         return 0
     count = _integer(value, name)
-    if not 0 <= count <= largest:
-        raise UnusableRecordError(f"{name} is not from 0 to {largest}")
-    return count
+    if count < 0:
+        raise UnusableRecordError(f"{name} is negative")
+    return min(count, largest)
 
 
 def _integer(value: object, name: str) -> int:

@@ -11,7 +11,12 @@ from proxystash.models import HealthMonitoring, HealthStatus
 from proxystash.proxies import InvalidProxyUrl, cache_key, redact
 from proxystash_server.cache import CacheEntry, InvalidEntryError
 from proxystash_server.cache.entry.entry import to_microseconds
-from proxystash_server.cache.entry.limits import MAX_HEALTH_ERROR_LENGTH
+from proxystash_server.cache.entry.limits import (
+    MAX_COUNT,
+    MAX_HEALTH_ERROR_LENGTH,
+    MAX_USE,
+    MONITORING_COUNTS,
+)
 from proxystash_server.proxywhirl_import.keyring import Keyring, SealedError
 
 Kind = Literal["skipped", "failed"]
@@ -31,14 +36,7 @@ ENTRY_FIELDS: Final = (
     "failure_count",
 )
 _MONITORING_TIMES: Final = ("last_health_check", "next_check_time")
-_MONITORING_COUNTS: Final = (
-    "consecutive_health_failures",
-    "consecutive_health_successes",
-    "recovery_attempt",
-    "total_health_checks",
-    "total_health_check_failures",
-)
-MONITORING_FIELDS: Final = (*_MONITORING_TIMES, *_MONITORING_COUNTS, "last_health_error")
+MONITORING_FIELDS: Final = (*_MONITORING_TIMES, *MONITORING_COUNTS, "last_health_error")
 _MAX_INT64: Final = 2**63 - 1
 
 
@@ -114,9 +112,9 @@ def read_record(record: Mapping[str, object], keyring: Keyring, *, without_crede
             last_accessed=_time(record, "last_accessed"),
             username=username,
             password=password,
-            access_count=_count(record, "access_count"),
+            access_count=_count(record, "access_count", MAX_USE),
             health_status=_health_status(record),
-            failure_count=_count(record, "failure_count"),
+            failure_count=_count(record, "failure_count", MAX_COUNT),
             health_monitoring=None if monitoring == HealthMonitoring() else monitoring,
         )
     except InvalidProxyUrl as error:
@@ -148,7 +146,7 @@ def _secret(record: Mapping[str, object], name: str, keyring: Keyring) -> str | 
 
 def _monitoring(record: Mapping[str, object]) -> HealthMonitoring:
     last_check, next_check = (_time(record, name) for name in _MONITORING_TIMES)
-    counts = {name: _count(record, name) for name in _MONITORING_COUNTS}
+    counts = {name: _count(record, name, most) for name, most in MONITORING_COUNTS.items()}
     # A proxy is worth more than the tail of the message of why it failed. Redacted first, since half a URL is
     # not recognized.
     error = redact(_text(record, "last_health_error") or "")[:MAX_HEALTH_ERROR_LENGTH]
@@ -191,13 +189,13 @@ def _time(record: Mapping[str, object], name: str) -> datetime | None:
     raise RejectedRecordError(f"{name} is no time", "failed")
 
 
-def _count(record: Mapping[str, object], name: str) -> int:
+def _count(record: Mapping[str, object], name: str, most: int) -> int:
     value = record.get(name)
     if value is None:
         return 0
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MAX_INT64:
         raise RejectedRecordError(f"{name} is no count", "failed")
-    return value
+    return min(value, most)
 
 
 def _text(record: Mapping[str, object], name: str) -> str | None:

@@ -15,7 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from proxystash import messages
 from proxystash.compiled import compile_function, field_sources, types_of
-from proxystash.models import HealthMonitoring, HealthStatus
+from proxystash.models import MAX_INT32, HealthMonitoring, HealthStatus
 from proxystash.proxies import SCHEMES
 from proxystash.v1 import cache_service_pb2 as pb
 from proxystash_server.cache import (
@@ -70,7 +70,8 @@ _FILL: Final[Mapping[object, str]] = {
     **dict.fromkeys(("username", "password", "sealed", "version", "encoded"), ""),
     **{name: f"fill_timestamp(message.{public_name(name)}, content.{name})" for name in _TIMES},
     str: "if content.{0}: message.{0} = content.{0}",
-    int: "if content.{0}: message.{0} = content.{0}",
+    # An earlier version stored one more than fits.
+    int: f"if content.{{0}}: message.{{0}} = min(content.{{0}}, {MAX_INT32})",
     HealthStatus: "message.{0} = health_status_number(content.{0})",
     HealthMonitoring | None: "if content.{0} is not None: messages.fill_monitoring(message.{0}, content.{0})",
     Mapping[str, str]: "if content.{0}: message.{0}.update(content.{0})",

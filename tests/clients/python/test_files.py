@@ -213,8 +213,7 @@ def test_a_lifetime_is_worked_out_from_what_is_known(
             {"url": "http://h:1", "fetch_time": "2026-02-01", "expires_at": "2026-01-20"},
             "expires_at is before fetch_time",
         ),
-        ({"url": "http://h:1", "failure_count": -1}, "failure_count is not from 0"),
-        ({"url": "http://h:1", "failure_count": 2**31}, "failure_count is not from 0"),
+        ({"url": "http://h:1", "failure_count": -1}, "failure_count is negative"),
         ({"url": "http://h:1", "failure_count": "some"}, "failure_count is not a whole number"),
         ({"url": "http://h:1", "labels": ["a"]}, "labels is not an object"),
         ({"url": "http://h:1", "labels": {"a": 1}}, "labels is not an object of texts"),
@@ -235,6 +234,16 @@ def test_a_record_that_is_no_usable_proxy_is_skipped_with_its_reason(
     assert isinstance(outcome, Rejected)
     assert (outcome.where, outcome.kind) == ("record 1", "skipped")
     assert reason in outcome.reason
+
+
+@pytest.mark.parametrize("count", [2**31 - 1, 2**31, 2**63, 10**30, str(2**31)])
+def test_a_count_that_is_too_great_is_the_greatest(write: Write, count: object) -> None:
+    monitoring = {"recovery_attempt": count, "total_health_checks": count}
+    entry = read_record(write, url="http://h:1", failure_count=count, health_monitoring=monitoring)
+    assert isinstance(entry, CacheEntry)
+    assert entry.health_monitoring is not None
+    assert entry.failure_count == entry.health_monitoring.recovery_attempt == 2**31 - 1
+    assert entry.health_monitoring.total_health_checks == min(int(str(count)), 2**63 - 1)
 
 
 def test_of_records_with_the_same_key_the_first_usable_one_counts(write: Write) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -254,6 +254,10 @@ def test_deleting_the_empty_key_while_a_tier_is_away_clears_nothing(stash: Stash
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
+# Whose first and last hours lie outside of the years that UTC has.
+EAST, WEST = timezone(timedelta(hours=12)), timezone(-timedelta(hours=12))
+
+
 def made(**fields: Any) -> CacheEntry:
     return CacheEntry(**{"key": "k", "proxy_url": URL, "fetch_time": NOW, "ttl_seconds": 60, **fields})
 
@@ -275,6 +279,10 @@ def made(**fields: Any) -> CacheEntry:
         ("failure_count", {"failure_count": -1}),
         ("access_count", {"access_count": -1}),
         ("fetch_time", {"fetch_time": datetime(1969, 12, 31, tzinfo=UTC)}),
+        ("expires_at", {"ttl_seconds": None, "expires_at": datetime(1969, 12, 31, tzinfo=UTC)}),
+        ("expires_at", {"ttl_seconds": None, "expires_at": datetime(1, 1, 1, tzinfo=EAST)}),
+        ("health_monitoring.last_health_check", {"last_health_check": datetime(1, 1, 1, tzinfo=EAST)}),
+        ("health_monitoring.next_check_time", {"next_check_time": datetime.max.replace(tzinfo=WEST)}),
         ("labels", {"labels": {"": ""}}),
         ("health_status", {"health_status": "splendid"}),
         ("health_monitoring.recovery_attempt", {"recovery_attempt": -1}),

@@ -76,11 +76,6 @@ def test_a_damaged_line_is_told_of_and_skipped(damaged: object, target: Target, 
             "skipped",
             "invalid source: source has 129 characters; at most 128 are allowed",
         ),
-        (
-            {"failure_count": 2**31},
-            "skipped",
-            "invalid failure_count: failure_count must be 0 to 2,147,483,647",
-        ),
     ],
 )
 def test_a_field_that_is_no_good_is_named(
@@ -96,6 +91,22 @@ def test_a_field_that_is_no_good_is_named(
     assert reasons(report) == {(kind, reason): 1}
     assert list(target.entries()) == ["good.example.com:80"]
     assert report.complete is (kind == "skipped")
+
+
+def test_a_count_that_is_too_great_for_us_is_the_greatest(target: Target, tmp_path: Path) -> None:
+    counts = {
+        "health_status": "unhealthy",
+        "failure_count": 2**31,
+        "access_count": 2**63 - 1,
+        "total_health_checks": 2**40,
+    }
+    shard = tmp_path / "shard_02.jsonl"
+    shard.write_text(json.dumps(_record_of("http://plain.example.com:8080") | counts) + "\n")
+
+    assert reasons(target.take(shard)) == {}
+
+    [entry] = target.entries().values()
+    assert (entry.failure_count, entry.access_count, entry.total_health_checks) == (2**31 - 1, 2**58, 2**40)
 
 
 def test_times_without_a_zone_are_utc(target: Target, tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -10,7 +13,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from proxystash.proxies import cache_key
 from proxystash.v1 import cache_service_pb2 as pb
 from proxystash.v1 import cache_service_pb2_grpc as pb_grpc
-from proxystash_server.cache import CacheManager
+from proxystash_server.cache import CacheConfig, CacheManager, EntryFilter, HealthStatus
+from proxystash_server.cache.entry.entry import with_health
 from proxystash_server.cache.tiers.sqlite import tier as sqlite
 from tests.support.rpc import DEADLINE, refused
 
@@ -42,6 +46,54 @@ def list_all(stub: Stub, **arguments: object) -> list[pb.CacheEntry]:
         token = page.next_page_token
         if not token:
             return entries
+
+
+class TestCountsAtTheirLimit:
+    """A count stays at the greatest number that the contract has for it, and hinders nobody."""
+
+    LIMIT = 2**31 - 1
+
+    @pytest.fixture
+    def manager(self, tmp_path: Path) -> Iterator[CacheManager]:
+        config = CacheConfig(
+            l2_cache_dir=tmp_path / "l2",
+            l3_database_path=tmp_path / "l3" / "proxystash.db",
+            encryption_key_file=tmp_path / "secret.key",
+            health_check_invalidation=False,
+            failure_threshold=self.LIMIT,
+        )
+        with CacheManager(config, background=False) as manager:
+            yield manager
+
+    def check(self, stub: Stub, key: str) -> None:
+        """Everything answers, with the entry at its limit and another one."""
+        other = put(stub, "http://192.0.2.2:8080").key
+        got = stub.BatchGet(pb.BatchGetRequest(keys=[key, other]), timeout=DEADLINE).results
+        assert [one.entry.failure_count for one in got] == [self.LIMIT, 0]
+        assert get(stub, key).entry.failure_count == self.LIMIT
+        assert {entry.key: entry.failure_count for entry in list_all(stub)} == {key: self.LIMIT, other: 0}
+
+    @pytest.mark.parametrize("count", [LIMIT - 1, LIMIT])
+    def test_one_more_failure_stays_there(self, stub: Stub, count: int) -> None:
+        key = put(stub, failure_count=count).key
+        for _ in range(2):
+            outcome = stub.InvalidateByHealth(pb.InvalidateByHealthRequest(key=key), timeout=DEADLINE)
+            assert outcome.failure_count == outcome.failure_threshold == self.LIMIT
+        self.check(stub, key)
+        put(stub, failure_count=1)
+        self.check(stub, key)
+
+    def test_what_an_earlier_version_stored_beyond_it_is_at_the_limit(
+        self, stub: Stub, manager: CacheManager
+    ) -> None:
+        key = put(stub).key
+        [entry] = manager.list_entries("", 10, EntryFilter())
+        beyond = with_health(entry, HealthStatus.UNHEALTHY, self.LIMIT + 1)
+        for tier in (manager.l1_tier, manager.l2_tier, manager.l3_tier):
+            tier.put(key, beyond)
+        self.check(stub, key)
+        outcome = stub.InvalidateByHealth(pb.InvalidateByHealthRequest(key=key), timeout=DEADLINE)
+        assert outcome.failure_count == self.LIMIT
 
 
 class TestPutAndGet:

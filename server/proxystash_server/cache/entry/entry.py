@@ -28,6 +28,7 @@ from proxystash_server.cache.entry.limits import (
     MAX_TTL_US,
     NO_LABELS,
     SECOND_US,
+    check_expiry,
     check_failure_count,
     check_fetch_time,
     check_key,
@@ -162,6 +163,7 @@ class CacheEntry(MutableEntry, Fields):
             health_monitoring=health_monitoring,
             labels=labels or NO_LABELS,
         )
+        check_expiry(expires)
         for name in MutableEntry.__slots__:
             object.__setattr__(self, name, getattr(made, name))
 

@@ -37,7 +37,7 @@ MAX_TTL_US: Final = MAX_TTL_SECONDS * SECOND_US
 _LATEST_US: Final = 221_845_392_000 * SECOND_US
 
 _LARGEST: Final[Mapping[object, int]] = {Int32: MAX_INT32, Int64: MAX_INT64}
-_MONITORING_COUNTS: Final = {
+MONITORING_COUNTS: Final = {
     name: _LARGEST[type_] for name, type_ in types_of(HealthMonitoring).items() if type_ in _LARGEST
 }
 NO_LABELS: Final[Mapping[str, str]] = MappingProxyType({})
@@ -93,6 +93,12 @@ def check_fetch_time(fetch_time_us: int) -> None:
         raise InvalidEntryError(
             "fetch_time", "INVALID_FETCH_TIME", "fetch_time must lie between 1970 and 9000"
         )
+
+
+def check_expiry(expires_at_us: int) -> None:
+    """Not before 1970; the longest TTL is the upper bound."""
+    if expires_at_us < 0:
+        raise InvalidEntryError("expires_at", "INVALID_EXPIRES_AT", "expires_at must not lie before 1970")
 
 
 def check_uses(access_count: int, last_accessed_us: int) -> None:
@@ -177,7 +183,7 @@ def _check_label(name: str, value: str) -> None:
 
 def checked_monitoring(monitoring: HealthMonitoring) -> HealthMonitoring:
     """The health monitoring as it is kept: without a credential that its error message quotes."""
-    for name, most in _MONITORING_COUNTS.items():
+    for name, most in MONITORING_COUNTS.items():
         if not 0 <= getattr(monitoring, name) <= most:
             raise InvalidEntryError(
                 f"health_monitoring.{name}", "INVALID_HEALTH_MONITORING", f"{name} must be 0 to {most:,}"
@@ -197,10 +203,19 @@ def checked_monitoring(monitoring: HealthMonitoring) -> HealthMonitoring:
         monitoring = replace(monitoring, last_health_error=redact(error))
     return replace(
         monitoring,
-        last_health_check=_as_utc(monitoring.last_health_check),
-        next_check_time=_as_utc(monitoring.next_check_time),
+        last_health_check=_as_utc("last_health_check", monitoring.last_health_check),
+        next_check_time=_as_utc("next_check_time", monitoring.next_check_time),
     )
 
 
-def _as_utc(moment: datetime | None) -> datetime | None:
-    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
+def _as_utc(name: str, moment: datetime | None) -> datetime | None:
+    if moment is None:
+        return None
+    try:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except OverflowError:
+        raise InvalidEntryError(
+            f"health_monitoring.{name}",
+            "INVALID_HEALTH_MONITORING",
+            f"{name} must lie in years 1 to 9999",
+        ) from None
