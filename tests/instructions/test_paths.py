@@ -80,7 +80,9 @@ def counts(statistics: CacheStatistics) -> dict[str, int]:
     }
     for tier, facts in zip(CacheTierType, statistics.tiers, strict=True):
         found.update(
-            (f"{tier}.{name}", value) for name, value in facts.model_dump().items() if type(value) is int
+            (f"{tier}.{name}", value)
+            for name, value in facts.model_dump(round_trip=True).items()
+            if type(value) is int
         )
     return found
 
@@ -124,8 +126,8 @@ PROOFS: dict[str, Callable[[Any], bool]] = {
     "list_entries, a page of 100": lambda entries: len(entries) == BATCH,
     "get_statistics": lambda statistics: statistics.entries == RESIDENT,
     "new_entry": lambda entry: entry.labels["country"] == "DE",
-    "put, new": lambda tiers: list(tiers) == EVERYWHERE,
-    "put, a replacement": lambda tiers: list(tiers) == EVERYWHERE,
+    "put, new": lambda stored: stored is True,
+    "put, a replacement": lambda stored: stored is True,
     "delete": lambda held: held is True,
     "invalidate_by_health": lambda done: done.failure_count == 1 and not done.evicted,
     "rpc Get in L1": lambda answer: pb.GetResponse.FromString(answer).entry.access_count == 2,
