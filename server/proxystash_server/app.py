@@ -103,6 +103,9 @@ def cache_config(settings: Settings) -> CacheConfig:
         encryption_key_file=settings.data_dir / "secret.key",
         health_check_invalidation=settings.health_check_invalidation,
         failure_threshold=settings.failure_threshold,
+        ban_seconds=settings.ban_period,
+        max_ban_seconds=settings.max_ban_period,
+        refuse_banned=settings.banned_puts == "refuse",
         durability=Durability(settings.durability),
     )
 

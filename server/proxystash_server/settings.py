@@ -131,6 +131,17 @@ class Settings(BaseSettings):
     health_check_invalidation: bool = True
     """Whether reaching the failure threshold evicts. If not, failures are only counted."""
 
+    ban_period: Annotated[Seconds, Field(ge=0, le=MAX_TTL_SECONDS)] = 3600
+    """How long a proxy stays banned that its failures have evicted; 0 bans nobody.
+
+    Doubled each time it happens again. Seconds, or with a unit."""
+
+    max_ban_period: Annotated[Seconds, Field(ge=0, le=MAX_TTL_SECONDS)] = 86_400
+    """How long a proxy stays banned at most. Seconds, or with a unit."""
+
+    banned_puts: Literal["unhealthy", "refuse"] = "unhealthy"
+    """What becomes of a banned proxy that is put again: stored as unhealthy with its failures, or refused."""
+
     durability: Literal["process", "full"] = "process"
     """What an acknowledged write survives: the end of the process at any moment, or also a power cut."""
 

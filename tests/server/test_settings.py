@@ -90,6 +90,9 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "default_ttl": ("15m", 900),
     "source_ttl": ("webshare=2h,free=10m", {"webshare": 7200, "free": 600}),
     "failure_threshold": ("5", 5),
+    "ban_period": ("2h", 7200),
+    "max_ban_period": ("2d", 172_800),
+    "banned_puts": ("refuse", "refuse"),
     "health_check_invalidation": ("false", False),
     "durability": ("full", "full"),
     "l1_enabled": ("false", False),
@@ -128,7 +131,7 @@ class TestDurations:
 
 
 NUMBERS = [name for name, field in Settings.model_fields.items() if field.annotation is int]
-DURATIONS = {"default_ttl", "cleanup_interval", "grace_period"}
+DURATIONS = {"default_ttl", "ban_period", "max_ban_period", "cleanup_interval", "grace_period"}
 
 
 class TestBounds:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
+from typing import Any
 
 import grpc
 
@@ -15,7 +16,7 @@ from proxystash.messages import (
     read_get_result,
     read_put_result,
 )
-from proxystash.models import CacheEntry, EntryError, GetResult, PutResult
+from proxystash.models import CacheEntry, EntryChanges, EntryError, GetResult, PutMode, PutResult
 from proxystash.v1 import cache_service_pb2 as pb
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -33,6 +34,33 @@ def entry_to_message(entry: CacheEntry) -> pb.CacheEntry:
     if unfit:
         raise _invalid(unfit)
     return message
+
+
+def mode_to_message(mode: str) -> pb.PutMode.ValueType:
+    """Raises InvalidArgumentError for what is no mode; the plain word will do."""
+    try:
+        return pb.PutMode.Value(f"PUT_MODE_{PutMode(mode).name}")
+    except ValueError:
+        raise _invalid("mode") from None
+
+
+def changes_to_message(key: str, changes: EntryChanges) -> pb.CacheEntry:
+    """The message that says what to change of the entry of a key.
+
+    Raises InvalidArgumentError for a value that the message cannot hold, TypeError for a field that is none.
+    """
+    unknown = changes.keys() - EntryChanges.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"an entry has no field {min(unknown)!r} that could be changed")
+    labels = {name: value for name, value in changes.get("labels", {}).items() if value is not None}
+    fields: dict[str, Any] = {"proxy_url": "", **changes, "key": key, "labels": labels}
+    return entry_to_message(CacheEntry(**fields))
+
+
+def paths_of(changes: EntryChanges) -> list[str]:
+    """The mask of what is changed."""
+    labels = [f"labels.{name}" for name in changes.get("labels", ())]
+    return [*(name for name in changes if name != "labels"), *labels]
 
 
 def checked_key(key: str) -> str:

@@ -10,11 +10,14 @@ from typing import Generic, TypeVar
 from proxystash import _convert, messages
 from proxystash._batches import PutBatch
 from proxystash.models import (
+    Ban,
     CacheEntry,
     CacheStatistics,
+    EntryChanges,
     EntryError,
     GetResult,
     InvalidationResult,
+    PutMode,
     PutResult,
 )
 from proxystash.v1 import cache_service_pb2 as pb
@@ -59,16 +62,39 @@ def get_many(
     )
 
 
-def put(entry: CacheEntry) -> Operation[pb.PutRequest, pb.PutResponse, PutResult]:
-    request = pb.PutRequest(entry=_convert.entry_to_message(entry))
+def put(entry: CacheEntry, mode: PutMode | str) -> Operation[pb.PutRequest, pb.PutResponse, PutResult]:
+    request = pb.PutRequest(entry=_convert.entry_to_message(entry), mode=_convert.mode_to_message(mode))
     return Operation(
         request, messages.read_put_result, repeatable=True, locate=lambda field: field.removeprefix("entry.")
     )
 
 
+def update(key: str, changes: EntryChanges) -> Operation[pb.PutRequest, pb.PutResponse, PutResult]:
+    request = pb.PutRequest(entry=_convert.changes_to_message(key, changes))
+    request.update_mask.paths.extend(_convert.paths_of(changes))
+    return Operation(
+        request, messages.read_put_result, repeatable=True, locate=lambda field: field.removeprefix("entry.")
+    )
+
+
+def bans_page(page_token: str) -> Operation[pb.ListBansRequest, pb.ListBansResponse, BansPage]:
+    return Operation(
+        pb.ListBansRequest(page_size=1000, page_token=page_token),
+        lambda response: BansPage([*map(messages.read_ban, response.bans)], response.next_page_token),
+        repeatable=True,
+    )
+
+
+def unban(key: str) -> Operation[pb.UnbanRequest, pb.UnbanResponse, bool]:
+    # As for delete.
+    request = pb.UnbanRequest(key=_convert.checked_key(key))
+    return Operation(request, lambda response: response.unbanned, repeatable=False)
+
+
 def put_many(
-    batch: PutBatch,
+    batch: PutBatch, mode: PutMode | str
 ) -> Operation[pb.BatchPutRequest, pb.BatchPutResponse, list[PutResult | EntryError]]:
+    batch.request.mode = _convert.mode_to_message(mode)
     return Operation(
         batch.request,
         lambda response: _convert.put_results(response, len(batch.request.entries)),
@@ -106,6 +132,14 @@ class Page:
     """One page of a list, and the token of the next; empty on the last page."""
 
     entries: list[CacheEntry]
+    next_page_token: str
+
+
+@dataclass(frozen=True, slots=True)
+class BansPage:
+    """One page of the bans, and the token of the next; empty on the last page."""
+
+    bans: list[Ban]
     next_page_token: str
 
 

@@ -12,8 +12,10 @@ from google.rpc import error_details_pb2, status_pb2
 from proxystash.errors import (
     ClientClosedError,
     DeadlineExceededError,
+    FailedPreconditionError,
     InternalError,
     InvalidArgumentError,
+    NotFoundError,
     ProxystashError,
     ResourceExhaustedError,
     UnavailableError,
@@ -33,6 +35,8 @@ _CAUSE_END = re.compile(r" \(\d+\)$|\]$")
 
 _CLASSES: dict[grpc.StatusCode, type[ProxystashError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidArgumentError,
+    grpc.StatusCode.NOT_FOUND: NotFoundError,
+    grpc.StatusCode.FAILED_PRECONDITION: FailedPreconditionError,
     grpc.StatusCode.OUT_OF_RANGE: InvalidArgumentError,
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,

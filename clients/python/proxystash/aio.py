@@ -8,7 +8,7 @@ import asyncio
 import builtins
 from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar, Unpack
 from weakref import WeakSet
 
 import grpc
@@ -25,12 +25,15 @@ from proxystash._defaults import DEFAULT_TARGET, DEFAULT_TIMEOUT
 from proxystash._retry import Attempts, RetryPolicy
 from proxystash._status import closed_error, error_from_rpc
 from proxystash.models import (
+    Ban,
     CacheEntry,
     CacheStatistics,
+    EntryChanges,
     EntryError,
     GetResult,
     HealthStatus,
     InvalidationResult,
+    PutMode,
     PutResult,
 )
 from proxystash.streams import AsyncStatsStream, LostCallback, Progress
@@ -108,17 +111,37 @@ class AsyncClient:
                 remaining = remaining[len(found) :]
         return answers
 
-    async def put(self, entry: CacheEntry, *, timeout: float | None = None) -> PutResult:
-        """Store a proxy, replacing what has its key.
+    async def put(
+        self,
+        entry: CacheEntry,
+        *,
+        mode: PutMode | str = PutMode.REPLACE,
+        timeout: float | None = None,
+    ) -> PutResult:
+        """Store a proxy, replacing what has its key, or else as `mode` says.
 
-        Repeated when the server is unavailable, since storing the same twice does no harm.
+        Merging keeps what the entry does not set, and labels that it does not name; the proxy lives on from
+        now. Repeated when the server is unavailable, since storing the same twice does no harm.
         """
-        return await self._call(self._stub.Put, _operations.put(entry), timeout)
+        return await self._call(self._stub.Put, _operations.put(entry, mode), timeout)
+
+    async def update(
+        self, key: str, *, timeout: float | None = None, **changes: Unpack[EntryChanges]
+    ) -> PutResult:
+        """Change the named fields of a stored proxy, and nothing else. Repeated as put is.
+
+        Labels are changed one by one, and None takes one away. Raises NotFoundError where nothing is stored.
+        """
+        return await self._call(self._stub.Put, _operations.update(key, changes), timeout)
 
     async def put_many(
-        self, entries: Iterable[CacheEntry], *, timeout: float | None = None
+        self,
+        entries: Iterable[CacheEntry],
+        *,
+        mode: PutMode | str = PutMode.REPLACE,
+        timeout: float | None = None,
     ) -> builtins.list[PutResult | EntryError]:
-        """Store any number of proxies: what became of each, in order. Repeated as put is.
+        """Store any number of proxies as put does: what became of each, in order. Repeated as put is.
 
         An entry that is refused costs only itself. When a request fails as a whole, what earlier requests
         stored stays stored, and calling again with the same entries does no harm.
@@ -127,7 +150,7 @@ class AsyncClient:
         for batch in put_batches(entries):
             answers: builtins.list[PutResult | EntryError] = []
             if batch.request.entries:
-                answers = await self._call(self._stub.BatchPut, _operations.put_many(batch), timeout)
+                answers = await self._call(self._stub.BatchPut, _operations.put_many(batch, mode), timeout)
             outcomes += batch.merge(answers)
         return outcomes
 
@@ -149,6 +172,24 @@ class AsyncClient:
         """
         operation = _operations.invalidate_by_health(key)
         return await self._call(self._stub.InvalidateByHealth, operation, timeout)
+
+    async def bans(self, *, timeout: float | None = None) -> AsyncIterator[Ban]:
+        """Go through the proxies that are banned after their failures, in key order. Repeatable.
+
+        The timeout is that of one page.
+        """
+        token = ""
+        while True:
+            page = await self._call(self._stub.ListBans, _operations.bans_page(token), timeout)
+            for ban in page.bans:
+                yield ban
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def unban(self, key: str, *, timeout: float | None = None) -> bool:
+        """Forget the failures of a proxy, and tell whether it was banned. Sent once at most, as delete is."""
+        return await self._call(self._stub.Unban, _operations.unban(key), timeout)
 
     async def list(
         self,

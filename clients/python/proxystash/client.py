@@ -6,7 +6,7 @@ import builtins
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar, Unpack
 from weakref import WeakSet
 
 import grpc
@@ -22,12 +22,15 @@ from proxystash._defaults import DEFAULT_TARGET, DEFAULT_TIMEOUT
 from proxystash._retry import Attempts, RetryPolicy
 from proxystash._status import closed_error, error_from_rpc
 from proxystash.models import (
+    Ban,
     CacheEntry,
     CacheStatistics,
+    EntryChanges,
     EntryError,
     GetResult,
     HealthStatus,
     InvalidationResult,
+    PutMode,
     PutResult,
 )
 from proxystash.streams import LostCallback, Progress, StatsStream
@@ -116,17 +119,35 @@ class Client:
                 remaining = remaining[len(found) :]
         return answers
 
-    def put(self, entry: CacheEntry, *, timeout: float | None = None) -> PutResult:
-        """Store a proxy, replacing what has its key.
+    def put(
+        self,
+        entry: CacheEntry,
+        *,
+        mode: PutMode | str = PutMode.REPLACE,
+        timeout: float | None = None,
+    ) -> PutResult:
+        """Store a proxy, replacing what has its key, or else as `mode` says.
 
-        Repeated when the server is unavailable, since storing the same twice does no harm.
+        Merging keeps what the entry does not set, and labels that it does not name; the proxy lives on from
+        now. Repeated when the server is unavailable, since storing the same twice does no harm.
         """
-        return self._call(self._stub.Put, _operations.put(entry), timeout)
+        return self._call(self._stub.Put, _operations.put(entry, mode), timeout)
+
+    def update(self, key: str, *, timeout: float | None = None, **changes: Unpack[EntryChanges]) -> PutResult:
+        """Change the named fields of a stored proxy, and nothing else. Repeated as put is.
+
+        Labels are changed one by one, and None takes one away. Raises NotFoundError where nothing is stored.
+        """
+        return self._call(self._stub.Put, _operations.update(key, changes), timeout)
 
     def put_many(
-        self, entries: Iterable[CacheEntry], *, timeout: float | None = None
+        self,
+        entries: Iterable[CacheEntry],
+        *,
+        mode: PutMode | str = PutMode.REPLACE,
+        timeout: float | None = None,
     ) -> builtins.list[PutResult | EntryError]:
-        """Store any number of proxies: what became of each, in order. Repeated as put is.
+        """Store any number of proxies as put does: what became of each, in order. Repeated as put is.
 
         An entry that is refused costs only itself. When a request fails as a whole, what earlier requests
         stored stays stored, and calling again with the same entries does no harm.
@@ -135,7 +156,7 @@ class Client:
         for batch in put_batches(entries):
             answers: builtins.list[PutResult | EntryError] = []
             if batch.request.entries:
-                answers = self._call(self._stub.BatchPut, _operations.put_many(batch), timeout)
+                answers = self._call(self._stub.BatchPut, _operations.put_many(batch, mode), timeout)
             outcomes += batch.merge(answers)
         return outcomes
 
@@ -156,6 +177,23 @@ class Client:
         Each report counts, so repeating one could evict a proxy that failed once.
         """
         return self._call(self._stub.InvalidateByHealth, _operations.invalidate_by_health(key), timeout)
+
+    def bans(self, *, timeout: float | None = None) -> Iterator[Ban]:
+        """Go through the proxies that are banned after their failures, in key order. Repeatable.
+
+        The timeout is that of one page.
+        """
+        token = ""
+        while True:
+            page = self._call(self._stub.ListBans, _operations.bans_page(token), timeout)
+            yield from page.bans
+            token = page.next_page_token
+            if not token:
+                return
+
+    def unban(self, key: str, *, timeout: float | None = None) -> bool:
+        """Forget the failures of a proxy, and tell whether it was banned. Sent once at most, as delete is."""
+        return self._call(self._stub.Unban, _operations.unban(key), timeout)
 
     def list(
         self,

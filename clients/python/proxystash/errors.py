@@ -22,6 +22,14 @@ class InvalidArgumentError(ProxystashError):
     """The request is at fault, and nothing was changed; `field` says where."""
 
 
+class NotFoundError(ProxystashError):
+    """Nothing is stored under the key that was to be changed."""
+
+
+class FailedPreconditionError(ProxystashError):
+    """The server's state is against it: `reason` says what, such as BANNED. Nothing was changed."""
+
+
 class UnavailableError(ProxystashError):
     """The server could not be reached, is shutting down, or has no working tier.
 

@@ -15,6 +15,7 @@ from proxystash.compiled import compile_function, field_sources
 from proxystash.errors import InternalError
 from proxystash.models import (
     SET_BY_SERVER,
+    Ban,
     CacheEntry,
     CacheStatistics,
     GetResult,
@@ -92,6 +93,7 @@ read_monitoring: Callable[[pb.HealthMonitoring], HealthMonitoring] = _reader(Hea
 read_entry: Callable[[pb.CacheEntry], CacheEntry] = _reader(CacheEntry)
 read_get_result: Callable[[pb.GetResponse], GetResult] = _reader(GetResult)
 read_put_result: Callable[[pb.PutResponse], PutResult] = _reader(PutResult)
+read_ban: Callable[[pb.Ban], Ban] = _reader(Ban)
 read_invalidation_result: Callable[[pb.InvalidateByHealthResponse], InvalidationResult] = _reader(
     InvalidationResult
 )

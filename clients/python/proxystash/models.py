@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated, Final, TypedDict
 
 from proxystash.proxies import redact, redact_url
 
@@ -102,13 +102,53 @@ class GetResult:
     served_by: Tier
 
 
+class PutMode(StrEnum):
+    """What a put does with an entry that is stored already: take its place, add to it, or leave it."""
+
+    REPLACE = "replace"
+    MERGE = "merge"
+    IF_ABSENT = "if_absent"
+
+
+class EntryChanges(TypedDict, total=False):
+    """What `update` may change of a stored entry. Of labels those that are named; None takes one away."""
+
+    proxy_url: str
+    username: str | None
+    password: str | None
+    source: str
+    fetch_time: datetime
+    ttl: timedelta
+    health_status: HealthStatus
+    failure_count: int
+    health_monitoring: HealthMonitoring | None
+    labels: Mapping[str, str | None]
+
+
 @dataclass(frozen=True, slots=True)
 class PutResult:
-    """What became of a stored entry: its key, when it expires, and the tiers that hold it now."""
+    """What became of a stored entry: its key, when it expires, and the tiers that hold it now.
+
+    `kept` says that it is the entry that was stored before. Where `banned_until` is set, the proxy is banned
+    after its failures, and stored as unhealthy.
+    """
 
     key: str
     expires_at: datetime
     stored_in: tuple[Tier, ...]
+    kept: bool = False
+    banned_until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ban:
+    """What is known of a proxy that failures have evicted: `bans` is how often, `banned_until` how long."""
+
+    key: str
+    failure_count: Int32
+    last_failure_time: datetime
+    bans: Int32
+    banned_until: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +174,7 @@ class InvalidationResult:
     health_status: HealthStatus
     failure_count: int
     failure_threshold: int
+    banned_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ MAX_URL_LENGTH = 2048
 # With a username and a password of 1,024 characters, each of them four bytes, percent-encoded.
 _MAX_TEXT_LENGTH = MAX_URL_LENGTH + 2 * 1024 * 4 * 3 + len(":@")
 
-_KEY_DIGITS = 16
+KEY_LENGTH = 16
 _MAX_HOST_LENGTH = 253
 _MAX_PORT = 65535
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
@@ -97,7 +97,7 @@ def key_of(url: str, username: str | None) -> str:
     if username:
         _check_credential(username, "username")
         identity = url.replace("://", f"://{username}@", 1)
-    return hashlib.sha256(identity.encode()).hexdigest()[:_KEY_DIGITS]
+    return hashlib.sha256(identity.encode()).hexdigest()[:KEY_LENGTH]
 
 
 def is_ipv6(text: str) -> bool:

@@ -1,6 +1,8 @@
 """The tiered cache of proxies as a library, with the public names of proxywhirl.cache."""
 
 from proxystash.models import HealthMonitoring, HealthStatus
+from proxystash_server.cache.coherence.changes import Stored
+from proxystash_server.cache.coherence.failures import Failures
 from proxystash_server.cache.coherence.feed import Change, ChangeKind
 from proxystash_server.cache.coherence.lookups import Lookup
 from proxystash_server.cache.coherence.plan import Invalidation
@@ -17,11 +19,13 @@ from proxystash_server.cache.entry.credentials import CredentialEncryptor
 from proxystash_server.cache.entry.entry import CacheEntry, keep_encoded
 from proxystash_server.cache.entry.limits import check_key
 from proxystash_server.cache.errors import (
+    BannedError,
     CacheClosedError,
     CacheError,
     CacheUnavailableError,
     EncryptionKeyError,
     InvalidEntryError,
+    NotStoredError,
     StoreError,
     StoreFormatError,
 )
@@ -34,6 +38,7 @@ from proxystash_server.cache.tiers.sqlite.tier import SQLiteCacheTier
 
 __all__ = [
     "AuthorityTier",
+    "BannedError",
     "CacheClosedError",
     "CacheConfig",
     "CacheEntry",
@@ -51,6 +56,7 @@ __all__ = [
     "Durability",
     "EncryptionKeyError",
     "EntryFilter",
+    "Failures",
     "HealthMonitoring",
     "HealthStatus",
     "InvalidEntryError",
@@ -61,10 +67,12 @@ __all__ = [
     "Lookup",
     "Lookups",
     "MemoryCacheTier",
+    "NotStoredError",
     "Page",
     "SQLiteCacheTier",
     "StoreError",
     "StoreFormatError",
+    "Stored",
     "TTLManager",
     "TierState",
     "TierStatistics",

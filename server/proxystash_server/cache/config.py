@@ -119,6 +119,11 @@ class CacheConfig(_Configuration):
 
     health_check_invalidation: bool = True
     failure_threshold: int = Field(default=3, ge=1, le=MAX_INT32)
+    # How long the failures of an evicted proxy outlive it the first time; doubled each time up to the most.
+    ban_seconds: int = Field(default=0, ge=0, le=MAX_TTL_SECONDS)
+    max_ban_seconds: int = Field(default=24 * 3600, ge=0, le=MAX_TTL_SECONDS)
+    # Whether a put of a banned proxy is refused, or stored as unhealthy.
+    refuse_banned: bool = False
 
     durability: Durability = Durability.PROCESS
     enable_statistics: bool = True

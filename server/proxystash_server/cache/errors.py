@@ -24,6 +24,14 @@ class InvalidEntryError(CacheError, ValueError):
         return type(self), (self.field, self.reason, str(self)), vars(self)
 
 
+class NotStoredError(CacheError):
+    """There is no entry of that key, which was to be changed; nothing was."""
+
+
+class BannedError(CacheError):
+    """The proxy is banned after its failures, and puts of it are refused; nothing was changed."""
+
+
 class CacheUnavailableError(CacheError):
     """No tier is able to serve the request now; it may be tried again."""
 

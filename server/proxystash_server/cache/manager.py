@@ -12,8 +12,9 @@ from proxystash.models import HealthMonitoring, HealthStatus
 from proxystash.proxies import InvalidProxyUrl, cache_key, key_of
 from proxystash_server.cache import transfer
 from proxystash_server.cache.coherence.authority import Authority
-from proxystash_server.cache.coherence.changes import Changes, StoredIn
+from proxystash_server.cache.coherence.changes import Changes, Stored, StoredIn
 from proxystash_server.cache.coherence.disk_cache import DiskCache
+from proxystash_server.cache.coherence.failures import BanRules, FailureHistory, Failures
 from proxystash_server.cache.coherence.feed import Listener
 from proxystash_server.cache.coherence.lookups import Lookup, LookupsBelow, found_in_l1
 from proxystash_server.cache.coherence.missed import MissedChanges
@@ -37,8 +38,20 @@ from proxystash_server.cache.entry.entry import (
     read_address,
     wall_clock,
 )
-from proxystash_server.cache.entry.limits import SECOND_US, check_key, check_ttl, checked_credential
-from proxystash_server.cache.errors import CacheClosedError, CacheUnavailableError, InvalidEntryError
+from proxystash_server.cache.entry.limits import (
+    SECOND_US,
+    check_fetch_time,
+    check_key,
+    check_ttl,
+    checked_credential,
+)
+from proxystash_server.cache.entry.merging import Combine
+from proxystash_server.cache.errors import (
+    CacheClosedError,
+    CacheError,
+    CacheUnavailableError,
+    InvalidEntryError,
+)
 from proxystash_server.cache.ground.keylocks import KeyLocks
 from proxystash_server.cache.periodic import (
     MAINTENANCE_SECONDS,
@@ -46,7 +59,7 @@ from proxystash_server.cache.periodic import (
     TTLManager,
     while_held,
 )
-from proxystash_server.cache.setup import guard_tiers, missed_changes_path, unlock
+from proxystash_server.cache.setup import failures_path, guard_tiers, missed_changes_path, unlock
 from proxystash_server.cache.tiers.base import (
     EXPIRY_BATCH,
     CacheTier,
@@ -110,6 +123,12 @@ class CacheManager:
             missed_changes_path(config), self.encryptor, sync=config.durability is Durability.FULL
         )
         self._authority = Authority(tiers.authority, missed, memory_keeps=config.l1_config.enabled)
+        ban_rules = BanRules(
+            config.ban_seconds * SECOND_US, config.max_ban_seconds * SECOND_US, config.refuse_banned
+        )
+        self._history = FailureHistory(
+            failures_path(config), ban_rules, sync=config.durability is Durability.FULL
+        )
         self._reads = Reads(self._l1, uses, self._cache, self._authority, (tiers.l2, tiers.l3))
         self._changes = Changes(
             self._authority,
@@ -121,6 +140,7 @@ class CacheManager:
             self._statistics,
             clock,
             Rules(config.failure_threshold, config.health_check_invalidation),
+            self._history,
             self._check_open,
         )
         self._recovery = Recovery(
@@ -138,9 +158,12 @@ class CacheManager:
             self._check_open,
         )
         self._lookup_below = self._below.lookup
-        damaged = self._recovery.open()
-        if damaged:
-            logger.warning("damaged lines in the journal", extra={"path": str(missed.path), "lines": damaged})
+        for path, damaged in (
+            (self._history.path, self._history.open()),
+            (missed.path, self._recovery.open()),
+        ):
+            if damaged:
+                logger.warning("damaged lines in the journal", extra={"path": str(path), "lines": damaged})
         self._maintenance = PeriodicWork(
             "proxystash-maintenance", MAINTENANCE_SECONDS, while_held(self.maintain)
         )
@@ -208,7 +231,11 @@ class CacheManager:
         Raises InvalidEntryError for anything outside the limits.
         """
         now = self._clock()
-        fetched = now if fetch_time_us is None else fetch_time_us
+        fetched = now
+        if fetch_time_us is not None:
+            check_fetch_time(fetch_time_us)
+            # A clock that is ahead of this one makes nothing live longer.
+            fetched = min(fetch_time_us, now)
         if ttl_us is None:
             ttl_us = self.config.ttl_seconds_of(source) * SECOND_US
         else:
@@ -219,7 +246,7 @@ class CacheManager:
             if name:
                 checked_credential("username", username, address.username)
             key = key_of(address.url, name)
-        return make_entry(
+        entry = make_entry(
             address,
             key=key,
             username=username,
@@ -233,6 +260,11 @@ class CacheManager:
             health_monitoring=health_monitoring,
             labels=labels or {},
         )
+        if entry.content.expires_at_us <= now:
+            raise InvalidEntryError(
+                "fetch_time", "ALREADY_EXPIRED", "the entry has expired: its ttl from fetch_time on is over"
+            )
+        return entry
 
     # -- reading
 
@@ -319,6 +351,28 @@ class CacheManager:
         """
         return self._put([(entry.key, entry) for entry in entries]) if entries else []
 
+    def store(self, puts: Sequence[tuple[CacheEntry, Combine | None]]) -> list[Stored | CacheError]:
+        """Store entries under their own keys, in one commit for each tier, each combined with what is stored.
+
+        See `entry.merging`; None puts it in the place of that. Gives what became of each: InvalidEntryError,
+        NotStoredError and BannedError are of one entry alone.
+        """
+        self._check_open()
+        if not puts:
+            return []
+        return self._changes.put([self._request(entry.key, entry, combine) for entry, combine in puts])
+
+    def bans(self, after: str = "", limit: int = 1000) -> list[tuple[str, Failures]]:
+        """The first `limit` keys greater than `after` that are banned now, with what is known of them."""
+        self._check_open()
+        return self._history.banned(self._clock(), after, limit)
+
+    def unban(self, key: str) -> bool:
+        """Forget the failures of a key; whether it was banned. An entry that is stored keeps its count."""
+        self._check_open()
+        check_key(key)
+        return self._changes.forget_failures(key)
+
     def delete(self, key: str) -> bool:
         """Remove an entry from every tier; whether any held it."""
         self._check_open()
@@ -397,6 +451,7 @@ class CacheManager:
         self._check_open()
         self._changes.flush_uses()
         self._below.make_up_for_postponed()
+        self._changes.forget_past_failures()
         self._recovery.maintain()
 
     def warm_from_file(self, file_path: str, ttl_override: int | None = None) -> transfer.WarmResult:
@@ -428,6 +483,7 @@ class CacheManager:
         self._recovery.make_up_for_what_was_missed()
         with self._changes.all_locked():
             self._recovery.close()
+            self._history.close()
 
     def __enter__(self) -> Self:
         return self
@@ -454,10 +510,18 @@ class CacheManager:
 
     def _put(self, entries: Sequence[tuple[str, CacheEntry]]) -> list[StoredIn]:
         self._check_open()
-        seal = self.encryptor.seal
-        return self._changes.put(
-            [Put(key, entry, seal(entry.username, entry.password)) for key, entry in entries]
-        )
+        stored_in: list[StoredIn] = []
+        for stored in self._changes.put([self._request(key, entry, None) for key, entry in entries]):
+            if isinstance(stored, CacheError):
+                raise stored
+            stored_in.append(stored.stored_in)
+        return stored_in
+
+    def _request(self, key: str, entry: CacheEntry, combine: Combine | None) -> Put:
+        content = entry.content
+        if content.username is None and content.password is None:
+            return Put(key, entry, None, combine)
+        return Put(key, entry, self.encryptor.seal(content.username, content.password), combine)
 
     def _on_corruption(self, tier: CacheTierType, key: str | None, reason: str) -> None:
         self._statistics.record_evictions(EvictionCause.CORRUPTION, {tier: 1})

@@ -136,6 +136,11 @@ def missed_changes_path(config: CacheConfig) -> Path:
     return config.l2_cache_dir.parent / "missed-changes.jsonl"
 
 
+def failures_path(config: CacheConfig) -> Path:
+    """Where it stands who has failed, and who is banned."""
+    return config.l2_cache_dir.parent / "failures.jsonl"
+
+
 def make_tiers(
     config: CacheConfig, encryptor: CredentialEncryptor, clock: Clock, on_corruption: OnCorruption
 ) -> tuple[AuthorityTier, AuthorityTier]:

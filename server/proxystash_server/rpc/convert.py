@@ -23,6 +23,7 @@ from proxystash_server.cache import (
     CacheStatistics,
     CacheTierType,
     EntryFilter,
+    Failures,
     LatencySummary,
     TierState,
     TierStatistics,
@@ -193,6 +194,14 @@ def fill_timestamp(message: Timestamp, microseconds: int) -> None:
     """Write microseconds since the epoch into a Timestamp."""
     message.seconds = microseconds // 1_000_000
     message.nanos = microseconds % 1_000_000 * 1000
+
+
+def ban_message(key: str, failures: Failures) -> pb.Ban:
+    """What is known of a banned proxy."""
+    message = pb.Ban(key=key, failure_count=failures.failure_count, bans=failures.bans)
+    fill_timestamp(message.last_failure_time, failures.last_failure_us)
+    fill_timestamp(message.banned_until, failures.banned_until_us)
+    return message
 
 
 def tier_number(tier: CacheTierType) -> pb.Tier.ValueType:

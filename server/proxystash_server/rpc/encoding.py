@@ -15,7 +15,7 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from proxystash.v1 import cache_service_pb2 as pb
-from proxystash_server.cache import CacheEntry, CacheTierType, Lookup, Lookups, keep_encoded
+from proxystash_server.cache import CacheEntry, CacheTierType, Lookup, Lookups, Stored, keep_encoded
 from proxystash_server.rpc import convert
 from proxystash_server.rpc.errors import Failure
 
@@ -54,6 +54,8 @@ _STORED: Final = _tag(pb.BatchPutResult.DESCRIPTOR, "stored", _LENGTH_DELIMITED)
 _ERROR: Final = _tag(pb.BatchPutResult.DESCRIPTOR, "error", _LENGTH_DELIMITED)
 _KEY: Final = _tag(pb.PutResponse.DESCRIPTOR, "key", _LENGTH_DELIMITED)
 _EXPIRES_AT: Final = _tag(pb.PutResponse.DESCRIPTOR, "expires_at", _LENGTH_DELIMITED)
+_KEPT: Final = _tag(pb.PutResponse.DESCRIPTOR, "kept") + _VARINT[1]
+_BANNED_UNTIL: Final = _tag(pb.PutResponse.DESCRIPTOR, "banned_until", _LENGTH_DELIMITED)
 _SECONDS: Final = _tag(Timestamp.DESCRIPTOR, "seconds")
 _NANOS: Final = _tag(Timestamp.DESCRIPTOR, "nanos")
 _SERVED_BY: Final = {
@@ -125,12 +127,24 @@ def batch_get_response(lookups: Lookups) -> bytes:
     return b"".join(parts)
 
 
-def put_response(entry: CacheEntry, stored_in: tuple[CacheTierType, ...]) -> bytes:
+def put_response(stored: Stored) -> bytes:
     """A serialized PutResponse."""
-    key = entry.key.encode()
-    return (
-        _KEY + _VARINT[len(key)] + key + _EXPIRES_AT + _timestamp(entry.expires_at_us) + _stored_in(stored_in)
+    stored_in, entry, kept, banned_until_us = stored
+    content = entry.content
+    key = content.key.encode()
+    response = (
+        _KEY
+        + _VARINT[len(key)]
+        + key
+        + _EXPIRES_AT
+        + _timestamp(content.expires_at_us)
+        + _stored_in(stored_in)
     )
+    if kept:
+        response += _KEPT
+    if banned_until_us:
+        response += _BANNED_UNTIL + _timestamp(banned_until_us)
+    return response
 
 
 def batch_put_response(results: Iterable[bytes | Failure]) -> bytes:

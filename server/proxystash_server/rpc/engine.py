@@ -7,15 +7,18 @@ from typing import Protocol, Unpack
 
 from proxystash_server.cache import (
     CacheEntry,
+    CacheError,
     CacheStatistics,
-    CacheTierType,
     EntryFilter,
+    Failures,
     Invalidation,
     Lookup,
     Lookups,
     Page,
+    Stored,
 )
 from proxystash_server.cache.entry.fields import EntryArguments
+from proxystash_server.cache.entry.merging import Combine
 
 
 class Engine(Protocol):
@@ -41,8 +44,17 @@ class Engine(Protocol):
     def scan_entries(self, after: str, limit: int, entry_filter: EntryFilter) -> Page:
         """Live entries that match, by key, as many as are found quickly, and where to go on. Not a use."""
 
-    def put_many(self, entries: Sequence[CacheEntry]) -> Sequence[tuple[CacheTierType, ...]]:
-        """Store entries under their own keys: for each the tiers that hold it now, none if none took it."""
+    def store(self, puts: Sequence[tuple[CacheEntry, Combine | None]]) -> Sequence[Stored | CacheError]:
+        """Store entries under their own keys, each combined with what is stored; what became of each.
+
+        NotStoredError and BannedError beside the others are of one entry alone.
+        """
+
+    def bans(self, after: str, limit: int) -> Sequence[tuple[str, Failures]]:
+        """The first `limit` keys greater than `after` that are banned now."""
+
+    def unban(self, key: str) -> bool:
+        """Forget the failures of a key; whether it was banned."""
 
     def delete(self, key: str) -> bool:
         """Remove an entry; whether it was held."""

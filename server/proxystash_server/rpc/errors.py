@@ -15,7 +15,14 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from proxystash.v1 import cache_service_pb2 as pb
-from proxystash_server.cache import CacheClosedError, CacheError, CacheUnavailableError, InvalidEntryError
+from proxystash_server.cache import (
+    BannedError,
+    CacheClosedError,
+    CacheError,
+    CacheUnavailableError,
+    InvalidEntryError,
+    NotStoredError,
+)
 
 DOMAIN: Final = "proxystash"
 
@@ -33,6 +40,10 @@ class Reason(StrEnum):
     INVALID_PAGE_SIZE = "INVALID_PAGE_SIZE"
     INVALID_PAGE_TOKEN = "INVALID_PAGE_TOKEN"  # noqa: S105 - the word "token" is all that looks like a password here
     INVALID_FILTER = "INVALID_FILTER"
+    INVALID_MODE = "INVALID_MODE"
+    INVALID_UPDATE_MASK = "INVALID_UPDATE_MASK"
+    NOT_STORED = "NOT_STORED"
+    BANNED = "BANNED"
     INVALID_INTERVAL = "INVALID_INTERVAL"
     UNREADABLE_REQUEST = "UNREADABLE_REQUEST"
     REQUEST_TOO_LARGE = "REQUEST_TOO_LARGE"
@@ -121,6 +132,14 @@ UNREADABLE_REQUEST: Final = Failure(
 _FAILURES: Final[Mapping[type[CacheError], Failure]] = {
     CacheUnavailableError: NO_TIER_AVAILABLE,
     CacheClosedError: SHUTTING_DOWN,
+    NotStoredError: Failure(
+        grpc.StatusCode.NOT_FOUND, Reason.NOT_STORED, "there is no such entry, whose fields could be changed"
+    ),
+    BannedError: Failure(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        Reason.BANNED,
+        "the proxy is banned after its failures; Unban lifts that, or a later success",
+    ),
 }
 
 

@@ -23,13 +23,16 @@ MAX_REQUEST_BYTES: Final = 512 * 1024
 Reader = Callable[[bytes], Any]
 
 _ENTRIES: Final = pb.BatchPutRequest.DESCRIPTOR.fields_by_name["entries"].number
+# The tag and ten bytes of a number.
+_LARGEST_NUMBER: Final = 16
 _NO_ENTRY: Final = bytes((_ENTRIES << 3 | 2, 0))
 
 
 class BatchPut(NamedTuple):
-    """The entries of a BatchPutRequest, and the places of those that are too large, which are empty here."""
+    """A BatchPutRequest, and the places of the entries that are too large, which are empty here."""
 
     entries: Sequence[pb.CacheEntry]
+    mode: pb.PutMode.ValueType
     too_large: frozenset[int] = frozenset()
 
 
@@ -51,8 +54,10 @@ def reader(parse: Reader) -> Reader:
 def read_batch_put(serialized: bytes) -> BatchPut:
     """The entries of a serialized BatchPutRequest; raises RequestError."""
     if len(serialized) <= MAX_ENTRY_BYTES:
-        return BatchPut(_parsed(pb.BatchPutRequest.FromString, serialized).entries)
+        request = _parsed(pb.BatchPutRequest.FromString, serialized)
+        return BatchPut(request.entries, request.mode)
     entries: list[memoryview] = []
+    others: list[memoryview] = []
     too_large: set[int] = set()
     for number, field in _fields(memoryview(serialized)):
         if number == _ENTRIES:
@@ -62,7 +67,10 @@ def read_batch_put(serialized: bytes) -> BatchPut:
                 too_large.add(len(entries))
                 field = memoryview(_NO_ENTRY)
             entries.append(field)
-    return BatchPut(_parsed(pb.BatchPutRequest.FromString, b"".join(entries)).entries, frozenset(too_large))
+        elif len(field) <= _LARGEST_NUMBER:
+            others.append(field)
+    request = _parsed(pb.BatchPutRequest.FromString, b"".join([*others, *entries]))
+    return BatchPut(request.entries, request.mode, frozenset(too_large))
 
 
 def too_many(field: str, count: str, reason: Reason) -> RequestError:

@@ -11,18 +11,32 @@ from proxystash.v1 import cache_service_pb2 as pb
 from proxystash.v1 import cache_service_pb2_grpc as pb_grpc
 from proxystash_server.cache import (
     CacheEntry,
+    CacheError,
+    EntryFilter,
     InvalidEntryError,
+    Stored,
     check_key,
 )
-from proxystash_server.rpc import convert, encoding
+from proxystash_server.cache.entry.merging import Combine
+from proxystash_server.rpc import convert, encoding, puts
 from proxystash_server.rpc.engine import Engine
-from proxystash_server.rpc.errors import NO_TIER_AVAILABLE, Failure, Reason, RequestError, invalid, refusal_of
+from proxystash_server.rpc.errors import (
+    NO_TIER_AVAILABLE,
+    Failure,
+    Reason,
+    RequestError,
+    failure_of,
+    invalid,
+    refusal_of,
+)
 from proxystash_server.rpc.paging import make_page_token, read_page_token
 from proxystash_server.rpc.requests import MAX_BATCH, MAX_ENTRY_BYTES, BatchPut, too_many
 from proxystash_server.rpc.stats_hub import StatsHub
 from proxystash_server.rpc.streams import Send, StreamSender, non_blocking
 
 SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["CacheService"].full_name
+
+_EVERY_ENTRY: Final = EntryFilter()
 
 MAX_PAGE: Final = 1000
 DEFAULT_PAGE: Final = 100
@@ -97,39 +111,46 @@ class CacheService(pb_grpc.CacheServiceServicer):
     ) -> bytes:
         if not request.HasField("entry"):
             raise invalid("entry", Reason.MISSING_ENTRY, "entry is not set")
+        message = request.entry
+        combine: Combine | None
+        if request.HasField("update_mask"):
+            combine = puts.read_update(request)
+        else:
+            combine = puts.read_mode(request.mode)(message)
         try:
-            entry = convert.read_entry(self._engine, request.entry)
+            entry = convert.read_entry(self._engine, message)
         except (InvalidEntryError, RequestError) as error:
             raise RequestError(refusal_of(error).under("entry")) from None
-        [tiers] = self._engine.put_many([entry])
-        if not tiers:
+        [stored] = self._engine.store([(entry, combine)])
+        if isinstance(stored, InvalidEntryError):
+            raise RequestError(refusal_of(stored).under("entry"))
+        if isinstance(stored, CacheError):
+            raise stored
+        if not stored.stored_in:
             raise RequestError(NO_TIER_AVAILABLE)
-        return encoding.put_response(entry, tiers)
+        return encoding.put_response(stored)
 
     def BatchPut(  # type: ignore[override]  # as above
         self, request: BatchPut, context: grpc.ServicerContext
     ) -> bytes:
         if len(request.entries) > MAX_BATCH:
             raise too_many("entries", f"{len(request.entries):,}", Reason.TOO_MANY_ENTRIES)
-        outcomes: list[CacheEntry | Failure] = []
+        combine_of = puts.read_mode(request.mode)
+        outcomes: list[Failure | None] = []
+        wanted: list[tuple[CacheEntry, Combine | None]] = []
         for place, message in enumerate(request.entries):
             if place in request.too_large:
                 outcomes.append(_ENTRY_TOO_LARGE)
                 continue
             try:
-                outcomes.append(convert.read_entry(self._engine, message))
+                wanted.append((convert.read_entry(self._engine, message), combine_of(message)))
+                outcomes.append(None)
             except (InvalidEntryError, RequestError) as error:
                 outcomes.append(refusal_of(error))
-        entries = [outcome for outcome in outcomes if isinstance(outcome, CacheEntry)]
-        stored_in = iter(self._engine.put_many(entries))
-        results: list[bytes | Failure] = []
-        for outcome in outcomes:
-            if isinstance(outcome, CacheEntry):
-                tiers = next(stored_in)
-                results.append(encoding.put_response(outcome, tiers) if tiers else NO_TIER_AVAILABLE)
-            else:
-                results.append(outcome)
-        return encoding.batch_put_response(results)
+        stored = iter(self._engine.store(wanted))
+        return encoding.batch_put_response(
+            _put_result(next(stored)) if failure is None else failure for failure in outcomes
+        )
 
     def Delete(self, request: pb.DeleteRequest, context: grpc.ServicerContext) -> pb.DeleteResponse:
         check_key(request.key)
@@ -151,12 +172,26 @@ class CacheService(pb_grpc.CacheServiceServicer):
         if outcome.health_status is not None:
             response.health_status = convert.health_status_number(outcome.health_status)
             response.failure_count = outcome.failure_count
+        if outcome.banned_until_us:
+            convert.fill_timestamp(response.banned_until, outcome.banned_until_us)
         return response
 
+    def ListBans(self, request: pb.ListBansRequest, context: grpc.ServicerContext) -> pb.ListBansResponse:
+        size = _page_size(request.page_size)
+        after = read_page_token(request.page_token, _EVERY_ENTRY)
+        # One more than asked for tells whether there is a next page.
+        found = self._engine.bans(after, size + 1)
+        response = pb.ListBansResponse(bans=[convert.ban_message(*ban) for ban in found[:size]])
+        if len(found) > size:
+            response.next_page_token = make_page_token(found[size - 1][0], _EVERY_ENTRY)
+        return response
+
+    def Unban(self, request: pb.UnbanRequest, context: grpc.ServicerContext) -> pb.UnbanResponse:
+        check_key(request.key)
+        return pb.UnbanResponse(unbanned=self._engine.unban(request.key))
+
     def List(self, request: pb.ListRequest, context: grpc.ServicerContext) -> pb.ListResponse:
-        if request.page_size < 0:
-            raise invalid("page_size", Reason.INVALID_PAGE_SIZE, "page_size is negative")
-        size = min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
+        size = _page_size(request.page_size)
         try:
             entry_filter = convert.read_filter(request.filter)
         except (InvalidEntryError, RequestError) as error:
@@ -197,6 +232,20 @@ class CacheService(pb_grpc.CacheServiceServicer):
 
     def _snapshot(self, subscribers: int) -> pb.CacheStatistics:
         return convert.statistics_message(self._engine.get_statistics(), subscribers)
+
+
+def _put_result(stored: Stored | CacheError) -> bytes | Failure:
+    if isinstance(stored, CacheError):
+        failure = failure_of(stored)
+        assert failure is not None, "every error of the cache has its answer"
+        return failure
+    return encoding.put_response(stored) if stored.stored_in else NO_TIER_AVAILABLE
+
+
+def _page_size(wanted: int) -> int:
+    if wanted < 0:
+        raise invalid("page_size", Reason.INVALID_PAGE_SIZE, "page_size is negative")
+    return min(wanted or DEFAULT_PAGE, MAX_PAGE)
 
 
 def _check_keys(keys: Sequence[str]) -> None:

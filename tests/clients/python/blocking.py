@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar
 
 from proxystash import (
     AsyncClient,
+    Ban,
     CacheEntry,
     CacheStatistics,
     EntryError,
@@ -56,6 +57,15 @@ class BlockingAsyncClient:
 
     def put_many(self, entries: Iterable[CacheEntry], **settings: Any) -> list[PutResult | EntryError]:
         return self._run(self._client.put_many(entries, **settings))
+
+    def update(self, key: str, **changes: Any) -> PutResult:
+        return self._run(self._client.update(key, **changes))
+
+    def bans(self, **settings: Any) -> Iterator[Ban]:
+        return _iterate(self._runner, self._client.bans(**settings))
+
+    def unban(self, key: str, **settings: Any) -> bool:
+        return self._run(self._client.unban(key, **settings))
 
     def delete(self, key: str, **settings: Any) -> bool:
         return self._run(self._client.delete(key, **settings))

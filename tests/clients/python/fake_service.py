@@ -110,6 +110,14 @@ class FakeService(CacheServiceServicer):
         self._called("InvalidateByHealth", request, context)
         return pb.InvalidateByHealthResponse(found=request.key in self.entries, failure_threshold=3)
 
+    def ListBans(self, request: pb.ListBansRequest, context: grpc.ServicerContext) -> pb.ListBansResponse:
+        self._called("ListBans", request, context)
+        return pb.ListBansResponse()
+
+    def Unban(self, request: pb.UnbanRequest, context: grpc.ServicerContext) -> pb.UnbanResponse:
+        self._called("Unban", request, context)
+        return pb.UnbanResponse()
+
     def List(self, request: pb.ListRequest, context: grpc.ServicerContext) -> pb.ListResponse:
         self._called("List", request, context)
         after = [key for key in sorted(self.entries) if key > request.page_token]

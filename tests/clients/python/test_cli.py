@@ -109,11 +109,10 @@ def test_a_deleted_proxy_is_gone(run: Commands, client: Client) -> None:
 def test_three_failures_evict_a_proxy(run: Commands, client: Client) -> None:
     client.put(CacheEntry("http://h:1"))
 
-    assert [run("invalidate", KEY).out for _ in range(3)] == [
-        f"{KEY}: failure 1 of 3, unhealthy\n",
-        f"{KEY}: failure 2 of 3, unhealthy\n",
-        f"{KEY}: failure 3 of 3, evicted\n",
-    ]
+    first, second, third = (run("invalidate", KEY).out for _ in range(3))
+    assert first == f"{KEY}: failure 1 of 3, unhealthy\n"
+    assert second == f"{KEY}: failure 2 of 3, unhealthy\n"
+    assert third.startswith(f"{KEY}: failure 3 of 3, evicted, banned until 2")
     assert client.get(KEY) is None
 
 
@@ -122,6 +121,49 @@ def test_three_failures_evict_a_proxy(run: Commands, client: Client) -> None:
 
 def stored_credentials(client: Client) -> list[tuple[str | None, str | None]]:
     return [(entry.username, entry.password) for entry in client.list(include_credentials=True)]
+
+
+def test_a_put_can_merge_and_can_leave_what_is_stored(run: Commands, client: Client) -> None:
+    run("put", "http://h:1", "--source", "first", "--label", "country=DE")
+    merged = run("put", "http://h:1", "--merge", "--label", "city=Bonn", "--json")
+    kept = run("put", "http://h:1", "--if-absent", "--source", "second")
+    assert (merged.code, kept.code) == (0, 0)
+    assert kept.out.startswith(f"kept {KEY} in l1, l2, l3")
+    [entry] = client.list()
+    assert (entry.source, entry.labels) == ("first", {"country": "DE", "city": "Bonn"})
+    refused = run("put", "http://h:1", "--merge", "--if-absent")
+    assert refused.code == 2
+    assert "only one of --merge, --if-absent can be" in refused.err
+
+
+def test_a_plain_list_leaves_what_a_rich_one_said(run: Commands, client: Client, tmp_path: Path) -> None:
+    client.put(CacheEntry("http://h:1", source="rich", labels={"country": "DE"}))
+    plain = tmp_path / "plain.txt"
+    plain.write_text("http://h:1\nhttp://h:2\n")
+    assert run("warm", str(plain)).code == 0
+    assert {entry.proxy_url: entry.source for entry in client.list()} == {
+        "http://h:1": "rich",
+        "http://h:2": "",
+    }
+    assert run("warm", str(plain), "--replace").code == 0
+    assert {entry.source for entry in client.list()} == {""}
+
+
+def test_bans_are_listed_and_lifted(run: Commands) -> None:
+    assert run("list", "--banned").err == "no bans\n"
+    run("put", "http://h:1")
+    failed = [run("invalidate", KEY) for _ in range(3)]
+    assert f"{KEY}: failure 3 of 3, evicted, banned until 20" in failed[2].out
+    assert KEY in run("list", "--banned").out
+    assert run("list", "--banned", "--source", "s").code == 2
+    ban = run("list", "--banned", "--json").json
+    assert (ban["key"], ban["failure_count"], ban["bans"]) == (KEY, 3, 1)
+    again = run("put", "http://h:1")
+    assert "so stored as unhealthy" in again.out
+    assert run("put", "http://h:1", "--json").json["banned_until"] == ban["banned_until"]
+    assert run("unban", KEY).out == f"unbanned {KEY}\n"
+    gone = run("unban", "http://h:1")
+    assert (gone.code, gone.err) == (1, f"proxystash: no ban of a proxy with key {KEY}\n")
 
 
 def test_a_password_is_read_from_standard_input(run: Commands, client: Client) -> None:

@@ -13,7 +13,7 @@ from .commands import Commands
 
 GROUP = typer.main.get_command(app)
 NAMES = [
-    "get", "put", "delete", "clear", "invalidate", "list", "warm", "export", "stats", "watch-stats",
+    "get", "put", "delete", "clear", "invalidate", "unban", "list", "warm", "export", "stats", "watch-stats",
 ]  # fmt: skip
 
 run = Commands("127.0.0.1:1")

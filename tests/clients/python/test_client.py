@@ -14,6 +14,8 @@ from proxystash import (
     HealthMonitoring,
     HealthStatus,
     InvalidArgumentError,
+    NotFoundError,
+    PutMode,
     PutResult,
     Tier,
     TierState,
@@ -200,6 +202,78 @@ def test_failures_add_up_to_an_eviction(client: AnyClient) -> None:
     assert results[0].failure_threshold == 3
     assert results[3].found is False
     assert client.get(key) is None
+
+
+def test_a_merge_keeps_what_the_entry_does_not_say(client: AnyClient) -> None:
+    key = client.put(
+        CacheEntry("http://h:1", source="rich", health_status=HealthStatus.DEGRADED, labels={"country": "DE"})
+    ).key
+    client.put_many([CacheEntry("http://h:1", labels={"city": "Bonn"})], mode="merge")
+    assert client.put(CacheEntry("http://h:1"), mode=PutMode.MERGE).key == key
+    found = client.get(key)
+    assert found is not None
+    assert (found.entry.source, found.entry.health_status) == ("rich", HealthStatus.DEGRADED)
+    assert found.entry.labels == {"country": "DE", "city": "Bonn"}
+
+
+def test_what_is_stored_can_be_left_as_it_is(client: AnyClient) -> None:
+    first = client.put(CacheEntry("http://h:1", source="first"), mode=PutMode.IF_ABSENT)
+    second = client.put(CacheEntry("http://h:1", source="second"), mode=PutMode.IF_ABSENT)
+    assert (first.kept, second.kept) == (False, True)
+    assert (second.expires_at, second.stored_in) == (first.expires_at, first.stored_in)
+    found = client.get(first.key)
+    assert found is not None
+    assert found.entry.source == "first"
+
+
+def test_an_update_changes_fields_by_their_names(client: AnyClient) -> None:
+    entry = CacheEntry(
+        "http://h:1", username="ann", password="old", source="s", labels={"country": "DE", "city": "Bonn"}
+    )
+    key = client.put(entry).key
+    client.update(key, password=SECRET, labels={"city": None, "rack": "7"})
+    client.update(key, source="", health_status=HealthStatus.HEALTHY)
+    found = client.get(key)
+    assert found is not None
+    assert (found.entry.username, found.entry.password) == ("ann", SECRET)
+    assert (found.entry.source, found.entry.health_status) == ("", HealthStatus.HEALTHY)
+    assert found.entry.labels == {"country": "DE", "rack": "7"}
+    assert found.entry.proxy_url == "http://h:1"
+
+
+def test_an_update_of_nothing_or_of_no_field_is_refused(client: AnyClient) -> None:
+    with pytest.raises(NotFoundError) as missing:
+        client.update("missing", source="s")
+    assert missing.value.reason == "NOT_STORED"
+    key = client.put(CacheEntry("http://h:1")).key
+    with pytest.raises(TypeError, match="'access_count'"):
+        client.update(key, access_count=7)  # type: ignore[call-arg]
+    with pytest.raises(InvalidArgumentError) as refused:
+        client.update(key, labels={"x" * 65: "y"})
+    assert refused.value.field == "labels"
+    with pytest.raises(InvalidArgumentError):
+        client.put(CacheEntry("http://h:1"), mode="upsert")
+
+
+def test_what_failures_evict_is_banned_until_it_is_unbanned(client: AnyClient) -> None:
+    keys = sorted(result.key for result in client.put_many(proxies(3)) if isinstance(result, PutResult))
+    for key in keys:
+        outcomes = [client.invalidate_by_health(key) for _ in range(3)]
+        assert outcomes[1].banned_until is None
+        assert outcomes[2].banned_until is not None
+    bans = list(client.bans())
+    assert [ban.key for ban in bans] == keys
+    assert [(ban.failure_count, ban.bans) for ban in bans] == [(3, 1)] * 3
+    assert all(ban.banned_until - ban.last_failure_time == timedelta(hours=1) for ban in bans)
+    [again] = client.put_many([CacheEntry("http://h:1")])
+    assert isinstance(again, PutResult)
+    assert again.banned_until is not None
+    found = client.get(again.key)
+    assert found is not None
+    assert (found.entry.health_status, found.entry.failure_count) == (HealthStatus.UNHEALTHY, 3)
+    assert client.unban(again.key)
+    assert not client.unban(again.key)
+    assert client.put(CacheEntry("http://h:1", health_status=HealthStatus.HEALTHY)).banned_until is None
 
 
 def test_a_list_goes_through_all_pages_in_key_order(client: AnyClient) -> None:

@@ -120,7 +120,7 @@ LIMITS: dict[str, tuple[str, str, list[dict[str, Any]], list[dict[str, Any]]]] =
     "fetch_time": (
         "fetch_time",
         "INVALID_FETCH_TIME",
-        [{"fetch_time_us": 0}, {"fetch_time_us": _IN_9000}],
+        [{"fetch_time_us": START_US - 1}, {"fetch_time_us": START_US}],
         [{"fetch_time_us": -1}, {"fetch_time_us": _IN_9000 + 1}, {"fetch_time_us": 2**63}],
     ),
     "failure_count": (
@@ -344,9 +344,16 @@ def test_the_defaults_are_those_of_proxywhirl() -> None:
     assert CacheTierConfig() == bounded(None, "lru")
 
 
-def test_fetch_times_beyond_the_present_are_allowed_up_to_where_every_client_can_follow(
-    manager: CacheManager,
+@pytest.mark.parametrize("fetch_time_us", [START_US + 1, START_US + TEN_YEARS_US, _IN_9000])
+def test_a_fetch_time_beyond_the_present_makes_nothing_live_longer(
+    manager: CacheManager, fetch_time_us: int
 ) -> None:
-    entry = manager.new_entry(URL, fetch_time_us=_IN_9000, ttl_us=TEN_YEARS_US)
-    assert entry.expires_at.year == 9009
-    assert entry.fetch_time_us > START_US
+    entry = manager.new_entry(URL, fetch_time_us=fetch_time_us, ttl_us=SECOND_US)
+    assert (entry.fetch_time_us, entry.expires_at_us) == (START_US, START_US + SECOND_US)
+
+
+def test_an_entry_that_has_expired_already_is_refused(manager: CacheManager) -> None:
+    with pytest.raises(InvalidEntryError, match="has expired") as refusal:
+        manager.new_entry(URL, fetch_time_us=START_US - SECOND_US, ttl_us=SECOND_US)
+    assert (refusal.value.field, refusal.value.reason) == ("fetch_time", "ALREADY_EXPIRED")
+    manager.new_entry(URL, fetch_time_us=START_US - SECOND_US, ttl_us=SECOND_US + 1)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
 from proxystash_server.cache import CacheEntry, CacheUnavailableError, ChangeKind, HealthStatus, Invalidation
+from proxystash_server.cache.coherence.failures import BanRules, FailureHistory
 from proxystash_server.cache.coherence.plan import (
     NOT_FOUND,
     Delete,
@@ -48,10 +50,12 @@ class Decision:
         as_used: Callable[[CacheEntry], CacheEntry] = lambda entry: entry,
         evicts_by_health: bool = True,
         now_us: int = START_US,
+        history: FailureHistory | None = None,
     ) -> None:
         held = {entry.key: entry for entry in entries}
         rules = Rules(THRESHOLD, evicts_by_health)
-        self.plan = Plan(requests, EARLIER, now_us, rules, in_memory, as_used)
+        history = history or FailureHistory(Path("nowhere"), BanRules(), sync=False)
+        self.plan = Plan(requests, EARLIER, now_us, rules, history, in_memory, as_used)
         self._held = {entry.key: HeldEntry(entry.version, entry.failure_count > 0) for entry in entries}
         self._read = held.get if read is None else read
         self.writes = self.decide()

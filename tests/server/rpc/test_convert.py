@@ -28,7 +28,7 @@ def full_message() -> pb.CacheEntry:
         password="hunter2",
         source="webshare",
         fetch_time=Timestamp(seconds=1_790_000_000, nanos=123_456_000),
-        ttl=Duration(seconds=90, nanos=500_000_000),
+        ttl=Duration(seconds=300_000_090, nanos=500_000_000),
         health_status=pb.HEALTH_STATUS_DEGRADED,
         failure_count=2,
         health_monitoring=pb.HealthMonitoring(
@@ -50,7 +50,7 @@ def test_what_a_client_says_of_an_entry_comes_back_in_a_message(manager: CacheMa
     entry = convert.read_entry(manager, said)
     answered = pb.CacheEntry()
     convert.fill_entry(answered, entry)
-    assert answered.expires_at == Timestamp(seconds=1_790_000_090, nanos=623_456_000)
+    assert answered.expires_at == Timestamp(seconds=2_090_000_090, nanos=623_456_000)
     assert answered.last_accessed == said.fetch_time
     for set_by_server in ("expires_at", "last_accessed"):
         answered.ClearField(set_by_server)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from proxystash.models import HealthMonitoring, HealthStatus
 from proxystash.v1 import cache_service_pb2 as pb
-from proxystash_server.cache import CacheEntry, CacheTierType, Lookup, Lookups
+from proxystash_server.cache import CacheEntry, CacheTierType, Lookup, Lookups, Stored
 from proxystash_server.cache.entry.entry import to_datetime, with_use
 from proxystash_server.rpc import convert, encoding
 from proxystash_server.rpc.errors import NO_TIER_AVAILABLE
@@ -97,12 +97,12 @@ def test_an_answer_to_a_put_is_the_message_filled_field_by_field(
 ) -> None:
     expected = pb.PutResponse(key=entry.key, stored_in=map(convert.tier_number, tiers))
     convert.fill_timestamp(expected.expires_at, entry.expires_at_us)
-    assert pb.PutResponse.FromString(encoding.put_response(entry, tuple(tiers))) == expected
+    assert pb.PutResponse.FromString(encoding.put_response(Stored(tuple(tiers), entry))) == expected
 
 
 def test_an_answer_to_a_batch_of_puts_keeps_the_order_of_results_and_errors() -> None:
     entry = CacheEntry("key-1", "http://192.0.2.1:1", ttl_seconds=60)
-    stored = encoding.put_response(entry, (CacheTierType.L1, CacheTierType.L3))
+    stored = encoding.put_response(Stored((CacheTierType.L1, CacheTierType.L3), entry))
     answer = pb.BatchPutResponse.FromString(
         encoding.batch_put_response([NO_TIER_AVAILABLE, stored, NO_TIER_AVAILABLE])
     )

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -146,6 +147,43 @@ BAD_REQUESTS: list[tuple[str, Message, str, str]] = [
         "entries",
         "TOO_MANY_ENTRIES",
     ),
+    ("Put", pb.PutRequest(entry=pb.CacheEntry(proxy_url=URL), mode=4), "mode", "INVALID_MODE"),  # type: ignore[arg-type]
+    ("BatchPut", pb.BatchPutRequest(mode=-1), "mode", "INVALID_MODE"),  # type: ignore[arg-type]
+    *(
+        ("Put", pb.PutRequest(entry=pb.CacheEntry(key="k"), update_mask=mask), "update_mask", reason)
+        for mask, reason in (
+            (FieldMask(paths=["source", "nonsense"]), "INVALID_UPDATE_MASK"),
+            (FieldMask(paths=["key"]), "INVALID_UPDATE_MASK"),
+            (FieldMask(paths=["access_count"]), "INVALID_UPDATE_MASK"),
+            (FieldMask(paths=["source"] * 1000), "INVALID_UPDATE_MASK"),
+        )
+    ),
+    (
+        "Put",
+        pb.PutRequest(
+            entry=pb.CacheEntry(key="k"), update_mask=FieldMask(paths=["source"]), mode=pb.PUT_MODE_MERGE
+        ),
+        "mode",
+        "INVALID_MODE",
+    ),
+    (
+        "Put",
+        pb.PutRequest(update_mask=FieldMask(paths=["proxy_url"]), entry=pb.CacheEntry(key="k")),
+        "entry.proxy_url",
+        "INVALID_PROXY_URL",
+    ),
+    (
+        "Put",
+        pb.PutRequest(
+            update_mask=FieldMask(paths=["labels.x"]), entry=pb.CacheEntry(key="k", labels={"x": "v" * 257})
+        ),
+        "entry.labels",
+        "INVALID_LABELS",
+    ),
+    ("ListBans", pb.ListBansRequest(page_size=-1), "page_size", "INVALID_PAGE_SIZE"),
+    ("ListBans", pb.ListBansRequest(page_token="nonsense"), "page_token", "INVALID_PAGE_TOKEN"),
+    ("Unban", pb.UnbanRequest(), "key", "INVALID_KEY"),
+    ("Unban", pb.UnbanRequest(key=OVER_KEY), "key", "INVALID_KEY"),
     ("Delete", pb.DeleteRequest(), "key", "INVALID_KEY"),
     ("Delete", pb.DeleteRequest(key="\x85"), "key", "INVALID_KEY"),
     ("Delete", pb.DeleteRequest(key=OVER_KEY), "key", "INVALID_KEY"),

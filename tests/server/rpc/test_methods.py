@@ -13,7 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from proxystash.proxies import cache_key
 from proxystash.v1 import cache_service_pb2 as pb
 from proxystash.v1 import cache_service_pb2_grpc as pb_grpc
-from proxystash_server.cache import CacheConfig, CacheManager, EntryFilter, HealthStatus
+from proxystash_server.cache import CacheConfig, CacheManager, EntryFilter, HealthStatus, Stored
 from proxystash_server.cache.entry.entry import with_health
 from proxystash_server.cache.tiers.sqlite import tier as sqlite
 from tests.support.rpc import DEADLINE, refused
@@ -98,9 +98,10 @@ class TestCountsAtTheirLimit:
 
 class TestPutAndGet:
     def test_a_put_says_its_key_its_end_and_its_tiers(self, stub: Stub) -> None:
-        stored = put(stub, ttl=Duration(seconds=90), fetch_time=Timestamp(seconds=4_000_000_000, nanos=5000))
+        ttl = Duration(seconds=300_000_090)
+        stored = put(stub, ttl=ttl, fetch_time=Timestamp(seconds=1_790_000_000, nanos=5000))
         assert stored.key == cache_key("http://192.0.2.1:8080")
-        assert stored.expires_at == Timestamp(seconds=4_000_000_090, nanos=5000)
+        assert stored.expires_at == Timestamp(seconds=2_090_000_090, nanos=5000)
         assert list(stored.stored_in) == EVERY_TIER
 
     def test_a_get_returns_what_was_put_with_its_credentials(self, stub: Stub) -> None:
@@ -132,9 +133,11 @@ class TestPutAndGet:
         default = put(stub, key="default").key
         assert [get(stub, key).entry.ttl.seconds for key in (own, source, default)] == [7, 60, 3600]
 
-    def test_an_expired_entry_is_a_miss(self, stub: Stub) -> None:
-        key = put(stub, fetch_time=Timestamp(seconds=1_000_000_000), ttl=Duration(seconds=60)).key
-        assert get(stub, key) == pb.GetResponse()
+    def test_an_entry_that_has_expired_is_refused(self, stub: Stub) -> None:
+        url = "http://192.0.2.1:80"
+        entry = pb.CacheEntry(proxy_url=url, fetch_time=Timestamp(seconds=10**9), ttl=Duration(seconds=60))
+        refusal = refused(stub.Put, pb.PutRequest(entry=entry))
+        assert (refusal.code.name, refusal.reason) == ("INVALID_ARGUMENT", "ALREADY_EXPIRED")
 
 
 class TestBatches:
@@ -352,8 +355,7 @@ class TestWhenNoTierWorks:
 
     @pytest.fixture(autouse=True)
     def no_tier_takes_anything(self, manager: CacheManager, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(manager, "put", lambda _key, _entry: ())
-        monkeypatch.setattr(manager, "put_many", lambda entries: [() for _ in entries])
+        monkeypatch.setattr(manager, "store", lambda puts: [Stored((), entry) for entry, _ in puts])
 
     def test_a_put_is_unavailable(self, stub: Stub) -> None:
         refusal = refused(stub.Put, pb.PutRequest(entry=pb.CacheEntry(proxy_url="http://192.0.2.1:80")))

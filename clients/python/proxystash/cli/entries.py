@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -15,11 +16,15 @@ from proxystash._defaults import DEFAULT_TARGET, DEFAULT_TIMEOUT
 from proxystash._records import time_text
 from proxystash.cli import options, output
 from proxystash.cli.failures import CommandError, ExitCode
-from proxystash.models import CacheEntry, HealthStatus
+from proxystash.models import CacheEntry, HealthStatus, PutMode
 from proxystash.proxies import InvalidProxyUrl, parse_proxy_url
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from proxystash.client import Client
+
+_Item = TypeVar("_Item")
 
 _TABLE_ROWS = 500
 
@@ -80,11 +85,15 @@ def put(
             "--label", metavar="NAME=VALUE", help="A fact to select it by; may be given several times."
         ),
     ] = None,
+    merge: options.Merge = False,
+    replace: options.Replace = False,
+    if_absent: options.IfAbsent = False,
     target: options.Target = DEFAULT_TARGET,
     timeout: options.Timeout = DEFAULT_TIMEOUT,
     json: options.Json = False,
 ) -> None:
-    """Store one proxy, replacing what has its key."""
+    """Store one proxy, replacing what has its key unless told otherwise."""
+    mode = options.put_mode(merge=merge, replace=replace, if_absent=if_absent, default=PutMode.REPLACE)
     try:
         address = parse_proxy_url(proxy_url)
     except InvalidProxyUrl as error:
@@ -103,14 +112,27 @@ def put(
         labels=options.parse_labels(label),
     )
     with options.connect(target, timeout) as client:
-        stored = client.put(entry)
+        stored = client.put(entry, mode=mode)
     tiers = [tier.value for tier in stored.stored_in]
     if json:
         expires_at = time_text(stored.expires_at)
-        output.print_json({"key": stored.key, "expires_at": expires_at, "stored_in": tiers})
+        banned_until = time_text(stored.banned_until)
+        output.print_json(
+            {
+                "key": stored.key,
+                "expires_at": expires_at,
+                "stored_in": tiers,
+                "kept": stored.kept,
+                "banned_until": banned_until,
+            }
+        )
     else:
+        done = "kept" if stored.kept else "stored"
         until = output.short_time(stored.expires_at)
-        output.print_line(f"stored {stored.key} in {', '.join(tiers)}, until {until}")
+        output.print_line(f"{done} {stored.key} in {', '.join(tiers)}, until {until}")
+        if stored.banned_until is not None:
+            banned_until = output.short_time(stored.banned_until)
+            output.print_line(f"banned after its failures until {banned_until}, so stored as unhealthy")
 
 
 def delete(
@@ -169,6 +191,7 @@ def invalidate(
                 "health_status": result.health_status.value,
                 "failure_count": result.failure_count,
                 "failure_threshold": result.failure_threshold,
+                "banned_until": time_text(result.banned_until),
             }
         )
     if not result.found:
@@ -176,7 +199,28 @@ def invalidate(
     if not json:
         counted = f"failure {result.failure_count} of {result.failure_threshold}"
         outcome = "evicted" if result.evicted else result.health_status.value
+        if result.banned_until is not None:
+            outcome += f", banned until {output.short_time(result.banned_until)}"
         output.print_line(f"{key}: {counted}, {outcome}")
+
+
+def unban(
+    key: options.Key,
+    username: options.KeyUsername = None,
+    target: options.Target = DEFAULT_TARGET,
+    timeout: options.Timeout = DEFAULT_TIMEOUT,
+    json: options.Json = False,
+) -> None:
+    """Forget the failures of one proxy."""
+    key = options.resolve_key(key, username)
+    with options.connect(target, timeout) as client:
+        unbanned = client.unban(key)
+    if json:
+        output.print_json({"key": key, "unbanned": unbanned})
+    if not unbanned:
+        raise CommandError(f"no ban of a proxy with key {output.printable(key)}", ExitCode.NOT_DONE)
+    if not json:
+        output.print_line(f"unbanned {key}")
 
 
 def list_proxies(
@@ -187,6 +231,10 @@ def list_proxies(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="At most this many. Default: all.")
     ] = None,
+    banned: Annotated[
+        bool,
+        typer.Option("--banned", help="List the proxies that were evicted for failures and are banned."),
+    ] = False,
     show_credentials: options.ShowCredentials = False,
     target: options.Target = DEFAULT_TARGET,
     timeout: options.Timeout = DEFAULT_TIMEOUT,
@@ -194,6 +242,14 @@ def list_proxies(
 ) -> None:
     """List the stored proxies in key order."""
     labels = options.parse_labels(label)
+    if banned:
+        if source or health or scheme or labels or show_credentials:
+            message = (
+                "of banned proxies nothing is known but their keys and failures: it goes with --limit alone"
+            )
+            raise typer.BadParameter(message, param_hint="--banned")
+        _list_bans(limit, target, timeout, json)
+        return
     with options.connect(target, timeout) as client:
         found = client.list(
             source=source,
@@ -208,18 +264,28 @@ def list_proxies(
             for entry in entries:
                 output.print_json(output.entry_record(entry, show_credentials=show_credentials))
         else:
-            _print_tables(entries, show_credentials)
+            table = partial(output.entry_table, show_credentials=show_credentials)
+            _print_tables(entries, table, "no proxies")
 
 
-def _print_tables(entries: Iterator[CacheEntry], show_credentials: bool) -> None:
-    """One table, or several when there are too many entries to hold in memory."""
+def _list_bans(limit: int | None, target: str, timeout: float, json: bool) -> None:
+    with options.connect(target, timeout) as client:
+        bans = islice(client.bans(), limit)
+        if not json:
+            _print_tables(bans, output.ban_table, "no bans")
+        for ban in bans:
+            output.print_json(output.ban_record(ban))
+
+
+def _print_tables(items: Iterator[_Item], table: Callable[[list[_Item]], Table], nothing: str) -> None:
+    """One table, or several when there are too many items to hold in memory."""
     console = output.console()
     empty = True
-    while rows := [*islice(entries, _TABLE_ROWS)]:
-        console.print(output.entry_table(rows, show_credentials=show_credentials))
+    while rows := [*islice(items, _TABLE_ROWS)]:
+        console.print(table(rows))
         empty = False
     if empty:
-        typer.echo("no proxies", err=True)
+        typer.echo(nothing, err=True)
 
 
 def _password(username: str | None, from_stdin: bool) -> str | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from proxystash.models import HealthStatus
+from proxystash.models import HealthStatus, PutMode
 from proxystash.proxies import SCHEMES, InvalidProxyUrl, cache_key
 
 if TYPE_CHECKING:
@@ -74,6 +74,26 @@ def connect_patiently(target: str, timeout: float) -> Client:
     from proxystash.client import Client
 
     return Client(target, timeout=timeout)
+
+
+Merge = Annotated[
+    bool,
+    typer.Option(
+        "--merge", help="Keep what is stored of a proxy already and not given here; it lives on from now."
+    ),
+]
+Replace = Annotated[bool, typer.Option("--replace", help="Put it in the place of what is stored already.")]
+IfAbsent = Annotated[bool, typer.Option("--if-absent", help="Leave what is stored already as it is.")]
+
+
+def put_mode(*, merge: bool, replace: bool, if_absent: bool, default: PutMode) -> PutMode:
+    """The one mode that was asked for, or the default."""
+    asked = {PutMode.MERGE: merge, PutMode.REPLACE: replace, PutMode.IF_ABSENT: if_absent}
+    modes = [mode for mode, is_wanted in asked.items() if is_wanted]
+    if len(modes) > 1:
+        flags = ", ".join("--" + mode.value.replace("_", "-") for mode in modes)
+        raise typer.BadParameter(f"only one of {flags} can be", param_hint=flags)
+    return modes[0] if modes else default
 
 
 Target = Annotated[

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from proxystash._records import record_from_entry, time_text
-from proxystash.models import CacheEntry, CacheStatistics, LatencySummary
+from proxystash.models import Ban, CacheEntry, CacheStatistics, LatencySummary
 
 _WIDE = 1000
 
@@ -98,6 +98,28 @@ def entry_table(entries: Iterable[CacheEntry], *, show_credentials: bool) -> Tab
             "expires_at": short_time(entry.expires_at),
         }
         table.add_row(*(Text(printable(cells[name])) for name in names))
+    return table
+
+
+def ban_record(ban: Ban) -> dict[str, object]:
+    """A ban as JSON has it."""
+    return {
+        "key": ban.key,
+        "failure_count": ban.failure_count,
+        "last_failure_time": time_text(ban.last_failure_time),
+        "bans": ban.bans,
+        "banned_until": time_text(ban.banned_until),
+    }
+
+
+def ban_table(bans: Iterable[Ban]) -> Table:
+    """Bans for people, one on a row."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in ("key", "failures", "last_failure", "bans", "banned_until"):
+        table.add_column(name, justify="right" if name in {"failures", "bans"} else "left", no_wrap=True)
+    for ban in bans:
+        times = (short_time(ban.last_failure_time), short_time(ban.banned_until))
+        table.add_row(printable(ban.key), str(ban.failure_count), times[0], str(ban.bans), times[1])
     return table
 
 

@@ -31,7 +31,7 @@ from proxystash.cli import options, output
 from proxystash.cli.failures import CommandError, ExitCode
 from proxystash.errors import ProxystashError
 from proxystash.files import Rejected, entry_to_json, read_proxy_file
-from proxystash.models import CacheEntry, EntryError, PutResult
+from proxystash.models import CacheEntry, EntryError, PutMode, PutResult
 
 if TYPE_CHECKING:
     from proxystash.client import Client
@@ -69,20 +69,25 @@ def warm(
             "--verbose", "-v", help="Say of each record why it was not loaded, however many there are."
         ),
     ] = False,
+    merge: options.Merge = False,
+    replace: options.Replace = False,
+    if_absent: options.IfAbsent = False,
     target: options.Target = DEFAULT_TARGET,
     timeout: options.Timeout = DEFAULT_TIMEOUT,
     json: options.Json = False,
 ) -> None:
     """Load the proxies of a file, and say what was not loaded and why.
 
+    What is stored of them already and not in the file stays, unless --replace says otherwise.
     Records that are no usable proxy are skipped; those that cannot be read or stored have failed.
     """
+    mode = options.put_mode(merge=merge, replace=replace, if_absent=if_absent, default=PutMode.MERGE)
     report = _WarmReport()
     started = time.monotonic()
     try:
         with options.connect_patiently(target, timeout) as client, _progress(quiet=json) as progress:
             task = progress.add_task(f"warm {file.name}", total=1.0)
-            _load(file, client, report, source, ttl, lambda part: progress.update(task, completed=part))
+            _load(file, client, report, mode, source, ttl, lambda part: progress.update(task, completed=part))
     except ProxystashError as error:
         if report.loaded:
             error.add_note(f"{report.loaded:,} were loaded before that, and loading them again does no harm")
@@ -199,6 +204,7 @@ def _load(
     file: Path,
     client: Client,
     report: _WarmReport,
+    mode: PutMode,
     source: str | None,
     ttl: timedelta | None,
     on_progress: Callable[[float], None],
@@ -208,7 +214,7 @@ def _load(
     while chunk := [*islice(records, _BATCH)]:
         report.rejected += [record for record in chunk if isinstance(record, Rejected)]
         entries = [_override(record, source, ttl) for record in chunk if isinstance(record, CacheEntry)]
-        report.add(entries, client.put_many(entries))
+        report.add(entries, client.put_many(entries, mode=mode))
 
 
 def _override(entry: CacheEntry, source: str | None, ttl: timedelta | None) -> CacheEntry:

@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -63,6 +64,38 @@ HEALTH_STATUS_DEGRADED: HealthStatus.ValueType  # 3
 HEALTH_STATUS_UNHEALTHY: HealthStatus.ValueType  # 4
 HEALTH_STATUS_DEAD: HealthStatus.ValueType  # 5
 Global___HealthStatus: _TypeAlias = HealthStatus  # noqa: Y015
+
+class _PutMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PutModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PutMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PUT_MODE_UNSPECIFIED: _PutMode.ValueType  # 0
+    """As PUT_MODE_REPLACE."""
+    PUT_MODE_REPLACE: _PutMode.ValueType  # 1
+    """Takes its place. Its failure count goes on, unless the new one is healthy."""
+    PUT_MODE_MERGE: _PutMode.ValueType  # 2
+    """The proxy was seen again: it lives on from now, or from fetch_time. What the new entry does not set stays, and so
+    do labels that it does not name.
+    """
+    PUT_MODE_IF_ABSENT: _PutMode.ValueType  # 3
+    """Leaves it as it is."""
+
+class PutMode(_PutMode, metaclass=_PutModeEnumTypeWrapper):
+    """What a put does with an entry that is stored already. Where none is, it stores the one that is put."""
+
+PUT_MODE_UNSPECIFIED: PutMode.ValueType  # 0
+"""As PUT_MODE_REPLACE."""
+PUT_MODE_REPLACE: PutMode.ValueType  # 1
+"""Takes its place. Its failure count goes on, unless the new one is healthy."""
+PUT_MODE_MERGE: PutMode.ValueType  # 2
+"""The proxy was seen again: it lives on from now, or from fetch_time. What the new entry does not set stays, and so
+do labels that it does not name.
+"""
+PUT_MODE_IF_ABSENT: PutMode.ValueType  # 3
+"""Leaves it as it is."""
+Global___PutMode: _TypeAlias = PutMode  # noqa: Y015
 
 class _TierState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -336,16 +369,28 @@ class PutRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ENTRY_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    mode: Global___PutMode.ValueType
     @_builtins.property
     def entry(self) -> Global___CacheEntry: ...
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """The fields to change of an entry that is stored, e.g. password, ttl or labels.country, to what `entry` says, also
+        where it says nothing. All others stay; without proxy_url here, entry needs none if it has a key. Fails with
+        NOT_FOUND where nothing is stored. Only without a mode.
+        """
+
     def __init__(
         self,
         *,
         entry: Global___CacheEntry | None = ...,
+        mode: Global___PutMode.ValueType = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "mode", b"mode", "update_mask", b"update_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -358,12 +403,20 @@ class PutResponse(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     STORED_IN_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
+    BANNED_UNTIL_FIELD_NUMBER: _builtins.int
     key: _builtins.str
+    kept: _builtins.bool
+    """Whether the entry that was stored has stayed as it was."""
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def stored_in(self) -> _containers.RepeatedScalarFieldContainer[Global___Tier.ValueType]:
         """The tiers that hold the entry now."""
+
+    @_builtins.property
+    def banned_until(self) -> _timestamp_pb2.Timestamp:
+        """Set where the proxy is banned: it is stored as unhealthy."""
 
     def __init__(
         self,
@@ -371,10 +424,12 @@ class PutResponse(_message.Message):
         key: _builtins.str = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         stored_in: _abc.Iterable[Global___Tier.ValueType] | None = ...,
+        kept: _builtins.bool = ...,
+        banned_until: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["banned_until", b"banned_until", "expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "key", b"key", "stored_in", b"stored_in"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["banned_until", b"banned_until", "expires_at", b"expires_at", "kept", b"kept", "key", b"key", "stored_in", b"stored_in"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -385,6 +440,9 @@ class BatchPutRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ENTRIES_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    mode: Global___PutMode.ValueType
+    """Of all of them."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___CacheEntry]:
         """At most 1,000."""
@@ -393,10 +451,11 @@ class BatchPutRequest(_message.Message):
         self,
         *,
         entries: _abc.Iterable[Global___CacheEntry] | None = ...,
+        mode: Global___PutMode.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "mode", b"mode"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -585,6 +644,7 @@ class InvalidateByHealthResponse(_message.Message):
     HEALTH_STATUS_FIELD_NUMBER: _builtins.int
     FAILURE_COUNT_FIELD_NUMBER: _builtins.int
     FAILURE_THRESHOLD_FIELD_NUMBER: _builtins.int
+    BANNED_UNTIL_FIELD_NUMBER: _builtins.int
     found: _builtins.bool
     """Whether the proxy was in the cache."""
     evicted: _builtins.bool
@@ -592,6 +652,10 @@ class InvalidateByHealthResponse(_message.Message):
     health_status: Global___HealthStatus.ValueType
     failure_count: _builtins.int
     failure_threshold: _builtins.int
+    @_builtins.property
+    def banned_until(self) -> _timestamp_pb2.Timestamp:
+        """Set if it was evicted and is banned."""
+
     def __init__(
         self,
         *,
@@ -600,14 +664,139 @@ class InvalidateByHealthResponse(_message.Message):
         health_status: Global___HealthStatus.ValueType = ...,
         failure_count: _builtins.int = ...,
         failure_threshold: _builtins.int = ...,
+        banned_until: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["banned_until", b"banned_until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evicted", b"evicted", "failure_count", b"failure_count", "failure_threshold", b"failure_threshold", "found", b"found", "health_status", b"health_status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["banned_until", b"banned_until", "evicted", b"evicted", "failure_count", b"failure_count", "failure_threshold", b"failure_threshold", "found", b"found", "health_status", b"health_status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InvalidateByHealthResponse: _TypeAlias = InvalidateByHealthResponse  # noqa: Y015
+
+@_typing.final
+class ListBansRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most 1,000; 0 means 100; a larger one is taken as 1,000."""
+    page_token: _builtins.str
+    """From the previous page's next_page_token."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBansRequest: _TypeAlias = ListBansRequest  # noqa: Y015
+
+@_typing.final
+class ListBansResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BANS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def bans(self) -> _containers.RepeatedCompositeFieldContainer[Global___Ban]: ...
+    def __init__(
+        self,
+        *,
+        bans: _abc.Iterable[Global___Ban] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bans", b"bans", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBansResponse: _TypeAlias = ListBansResponse  # noqa: Y015
+
+@_typing.final
+class Ban(_message.Message):
+    """What is known of a proxy that failures have evicted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    FAILURE_COUNT_FIELD_NUMBER: _builtins.int
+    LAST_FAILURE_TIME_FIELD_NUMBER: _builtins.int
+    BANS_FIELD_NUMBER: _builtins.int
+    BANNED_UNTIL_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    failure_count: _builtins.int
+    """Failures since the last success."""
+    bans: _builtins.int
+    """How often it has been banned; each time lasts twice as long as the one before."""
+    @_builtins.property
+    def last_failure_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def banned_until(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        failure_count: _builtins.int = ...,
+        last_failure_time: _timestamp_pb2.Timestamp | None = ...,
+        bans: _builtins.int = ...,
+        banned_until: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["banned_until", b"banned_until", "last_failure_time", b"last_failure_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["banned_until", b"banned_until", "bans", b"bans", "failure_count", b"failure_count", "key", b"key", "last_failure_time", b"last_failure_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Ban: _TypeAlias = Ban  # noqa: Y015
+
+@_typing.final
+class UnbanRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnbanRequest: _TypeAlias = UnbanRequest  # noqa: Y015
+
+@_typing.final
+class UnbanResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNBANNED_FIELD_NUMBER: _builtins.int
+    unbanned: _builtins.bool
+    """Whether it was banned."""
+    def __init__(
+        self,
+        *,
+        unbanned: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["unbanned", b"unbanned"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnbanResponse: _TypeAlias = UnbanResponse  # noqa: Y015
 
 @_typing.final
 class ListRequest(_message.Message):

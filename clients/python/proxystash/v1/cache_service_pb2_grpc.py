@@ -71,6 +71,16 @@ class CacheServiceStub(object):
                 request_serializer=proxystash_dot_v1_dot_cache__service__pb2.InvalidateByHealthRequest.SerializeToString,
                 response_deserializer=proxystash_dot_v1_dot_cache__service__pb2.InvalidateByHealthResponse.FromString,
                 _registered_method=True)
+        self.ListBans = channel.unary_unary(
+                '/proxystash.v1.CacheService/ListBans',
+                request_serializer=proxystash_dot_v1_dot_cache__service__pb2.ListBansRequest.SerializeToString,
+                response_deserializer=proxystash_dot_v1_dot_cache__service__pb2.ListBansResponse.FromString,
+                _registered_method=True)
+        self.Unban = channel.unary_unary(
+                '/proxystash.v1.CacheService/Unban',
+                request_serializer=proxystash_dot_v1_dot_cache__service__pb2.UnbanRequest.SerializeToString,
+                response_deserializer=proxystash_dot_v1_dot_cache__service__pb2.UnbanResponse.FromString,
+                _registered_method=True)
         self.List = channel.unary_unary(
                 '/proxystash.v1.CacheService/List',
                 request_serializer=proxystash_dot_v1_dot_cache__service__pb2.ListRequest.SerializeToString,
@@ -108,7 +118,8 @@ class CacheServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Put(self, request, context):
-        """Put stores one proxy in every tier that works, and fails only if none does.
+        """Put stores one proxy in every tier that works, and fails only if none does. A key that was made with a username
+        keeps its credentials where the entry that is put has none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -137,6 +148,22 @@ class CacheServiceServicer(object):
 
     def InvalidateByHealth(self, request, context):
         """InvalidateByHealth records one failure of a proxy and evicts it once it has reached the failure threshold.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBans(self, request, context):
+        """ListBans pages through the keys of proxies that were evicted for their failures and are banned, in key order. A
+        banned proxy that is put again, by a list that still has it, is stored as unhealthy with its failures, or refused,
+        as the server is configured, unless it was found healthy after its last failure.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unban(self, request, context):
+        """Unban forgets the failures of a key. So do Delete and Clear.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -200,6 +227,16 @@ def add_CacheServiceServicer_to_server(servicer, server):
                     servicer.InvalidateByHealth,
                     request_deserializer=proxystash_dot_v1_dot_cache__service__pb2.InvalidateByHealthRequest.FromString,
                     response_serializer=proxystash_dot_v1_dot_cache__service__pb2.InvalidateByHealthResponse.SerializeToString,
+            ),
+            'ListBans': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBans,
+                    request_deserializer=proxystash_dot_v1_dot_cache__service__pb2.ListBansRequest.FromString,
+                    response_serializer=proxystash_dot_v1_dot_cache__service__pb2.ListBansResponse.SerializeToString,
+            ),
+            'Unban': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unban,
+                    request_deserializer=proxystash_dot_v1_dot_cache__service__pb2.UnbanRequest.FromString,
+                    response_serializer=proxystash_dot_v1_dot_cache__service__pb2.UnbanResponse.SerializeToString,
             ),
             'List': grpc.unary_unary_rpc_method_handler(
                     servicer.List,
@@ -408,6 +445,60 @@ class CacheService(object):
             '/proxystash.v1.CacheService/InvalidateByHealth',
             proxystash_dot_v1_dot_cache__service__pb2.InvalidateByHealthRequest.SerializeToString,
             proxystash_dot_v1_dot_cache__service__pb2.InvalidateByHealthResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBans(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/proxystash.v1.CacheService/ListBans',
+            proxystash_dot_v1_dot_cache__service__pb2.ListBansRequest.SerializeToString,
+            proxystash_dot_v1_dot_cache__service__pb2.ListBansResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unban(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/proxystash.v1.CacheService/Unban',
+            proxystash_dot_v1_dot_cache__service__pb2.UnbanRequest.SerializeToString,
+            proxystash_dot_v1_dot_cache__service__pb2.UnbanResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,7 +40,9 @@ class CacheServiceStub:
     BatchGet: _grpc.UnaryUnaryMultiCallable[_cache_service_pb2.BatchGetRequest, _cache_service_pb2.BatchGetResponse]
     """BatchGet answers the keys in request order, as many as one answer has room for. It is not atomic across keys."""
     Put: _grpc.UnaryUnaryMultiCallable[_cache_service_pb2.PutRequest, _cache_service_pb2.PutResponse]
-    """Put stores one proxy in every tier that works, and fails only if none does."""
+    """Put stores one proxy in every tier that works, and fails only if none does. A key that was made with a username
+    keeps its credentials where the entry that is put has none.
+    """
     BatchPut: _grpc.UnaryUnaryMultiCallable[_cache_service_pb2.BatchPutRequest, _cache_service_pb2.BatchPutResponse]
     """BatchPut stores each entry on its own: one bad entry fails alone, with its own status."""
     Delete: _grpc.UnaryUnaryMultiCallable[_cache_service_pb2.DeleteRequest, _cache_service_pb2.DeleteResponse]
@@ -49,6 +51,13 @@ class CacheServiceStub:
     """Clear removes every proxy from every tier."""
     InvalidateByHealth: _grpc.UnaryUnaryMultiCallable[_cache_service_pb2.InvalidateByHealthRequest, _cache_service_pb2.InvalidateByHealthResponse]
     """InvalidateByHealth records one failure of a proxy and evicts it once it has reached the failure threshold."""
+    ListBans: _grpc.UnaryUnaryMultiCallable[_cache_service_pb2.ListBansRequest, _cache_service_pb2.ListBansResponse]
+    """ListBans pages through the keys of proxies that were evicted for their failures and are banned, in key order. A
+    banned proxy that is put again, by a list that still has it, is stored as unhealthy with its failures, or refused,
+    as the server is configured, unless it was found healthy after its last failure.
+    """
+    Unban: _grpc.UnaryUnaryMultiCallable[_cache_service_pb2.UnbanRequest, _cache_service_pb2.UnbanResponse]
+    """Unban forgets the failures of a key. So do Delete and Clear."""
     List: _grpc.UnaryUnaryMultiCallable[_cache_service_pb2.ListRequest, _cache_service_pb2.ListResponse]
     """List pages through the stored proxies in key order, without touching their access counts."""
     GetStats: _grpc.UnaryUnaryMultiCallable[_cache_service_pb2.GetStatsRequest, _cache_service_pb2.GetStatsResponse]
@@ -68,7 +77,9 @@ class CacheServiceAsyncStub(CacheServiceStub):
     BatchGet: _aio.UnaryUnaryMultiCallable[_cache_service_pb2.BatchGetRequest, _cache_service_pb2.BatchGetResponse]  # type: ignore[assignment]
     """BatchGet answers the keys in request order, as many as one answer has room for. It is not atomic across keys."""
     Put: _aio.UnaryUnaryMultiCallable[_cache_service_pb2.PutRequest, _cache_service_pb2.PutResponse]  # type: ignore[assignment]
-    """Put stores one proxy in every tier that works, and fails only if none does."""
+    """Put stores one proxy in every tier that works, and fails only if none does. A key that was made with a username
+    keeps its credentials where the entry that is put has none.
+    """
     BatchPut: _aio.UnaryUnaryMultiCallable[_cache_service_pb2.BatchPutRequest, _cache_service_pb2.BatchPutResponse]  # type: ignore[assignment]
     """BatchPut stores each entry on its own: one bad entry fails alone, with its own status."""
     Delete: _aio.UnaryUnaryMultiCallable[_cache_service_pb2.DeleteRequest, _cache_service_pb2.DeleteResponse]  # type: ignore[assignment]
@@ -77,6 +88,13 @@ class CacheServiceAsyncStub(CacheServiceStub):
     """Clear removes every proxy from every tier."""
     InvalidateByHealth: _aio.UnaryUnaryMultiCallable[_cache_service_pb2.InvalidateByHealthRequest, _cache_service_pb2.InvalidateByHealthResponse]  # type: ignore[assignment]
     """InvalidateByHealth records one failure of a proxy and evicts it once it has reached the failure threshold."""
+    ListBans: _aio.UnaryUnaryMultiCallable[_cache_service_pb2.ListBansRequest, _cache_service_pb2.ListBansResponse]  # type: ignore[assignment]
+    """ListBans pages through the keys of proxies that were evicted for their failures and are banned, in key order. A
+    banned proxy that is put again, by a list that still has it, is stored as unhealthy with its failures, or refused,
+    as the server is configured, unless it was found healthy after its last failure.
+    """
+    Unban: _aio.UnaryUnaryMultiCallable[_cache_service_pb2.UnbanRequest, _cache_service_pb2.UnbanResponse]  # type: ignore[assignment]
+    """Unban forgets the failures of a key. So do Delete and Clear."""
     List: _aio.UnaryUnaryMultiCallable[_cache_service_pb2.ListRequest, _cache_service_pb2.ListResponse]  # type: ignore[assignment]
     """List pages through the stored proxies in key order, without touching their access counts."""
     GetStats: _aio.UnaryUnaryMultiCallable[_cache_service_pb2.GetStatsRequest, _cache_service_pb2.GetStatsResponse]  # type: ignore[assignment]
@@ -111,7 +129,9 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cache_service_pb2.PutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cache_service_pb2.PutResponse, _abc.Awaitable[_cache_service_pb2.PutResponse]]:
-        """Put stores one proxy in every tier that works, and fails only if none does."""
+        """Put stores one proxy in every tier that works, and fails only if none does. A key that was made with a username
+        keeps its credentials where the entry that is put has none.
+        """
 
     @_abc_1.abstractmethod
     def BatchPut(
@@ -144,6 +164,25 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cache_service_pb2.InvalidateByHealthResponse, _abc.Awaitable[_cache_service_pb2.InvalidateByHealthResponse]]:
         """InvalidateByHealth records one failure of a proxy and evicts it once it has reached the failure threshold."""
+
+    @_abc_1.abstractmethod
+    def ListBans(
+        self,
+        request: _cache_service_pb2.ListBansRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cache_service_pb2.ListBansResponse, _abc.Awaitable[_cache_service_pb2.ListBansResponse]]:
+        """ListBans pages through the keys of proxies that were evicted for their failures and are banned, in key order. A
+        banned proxy that is put again, by a list that still has it, is stored as unhealthy with its failures, or refused,
+        as the server is configured, unless it was found healthy after its last failure.
+        """
+
+    @_abc_1.abstractmethod
+    def Unban(
+        self,
+        request: _cache_service_pb2.UnbanRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cache_service_pb2.UnbanResponse, _abc.Awaitable[_cache_service_pb2.UnbanResponse]]:
+        """Unban forgets the failures of a key. So do Delete and Clear."""
 
     @_abc_1.abstractmethod
     def List(

@@ -7,10 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from proxystash_server.cache.coherence.authority import Authority, Cleared, Committed
 from proxystash_server.cache.coherence.disk_cache import DiskCache
+from proxystash_server.cache.coherence.failures import FailureHistory
 from proxystash_server.cache.coherence.feed import Change, ChangeFeed, ChangeKind, Listener
 from proxystash_server.cache.coherence.plan import (
     Delete,
@@ -36,6 +37,19 @@ from proxystash_server.cache.tiers.memory import MemoryCacheTier
 logger = logging.getLogger(__name__)
 
 StoredIn = tuple[CacheTierType, ...]
+
+
+class Stored(NamedTuple):
+    """What became of a put: the tiers that hold the entry now, none if no tier could take it, and the entry.
+
+    `kept` says that it is the one that was there before; `banned_until_us` is 0 unless the proxy is banned.
+    """
+
+    stored_in: StoredIn
+    entry: CacheEntry
+    kept: bool = False
+    banned_until_us: int = 0
+
 
 # Enough to share the cost of a commit, and few enough that nobody waits long for the others of a group.
 _MOST_TOGETHER: Final = 500
@@ -69,6 +83,7 @@ class Changes:
         statistics: StatisticsRecorder,
         clock: Clock,
         rules: Rules,
+        history: FailureHistory,
         check_open: Callable[[], None],
     ) -> None:
         self._authority = authority
@@ -81,6 +96,7 @@ class Changes:
         self._l1_latency = statistics.latency(CacheTierType.L1, "write")
         self._clock = clock
         self._rules = rules
+        self._history = history
         self._check_open = check_open
         self._feed = ChangeFeed()
         # Greater than any of an earlier run, unless a store knows better.
@@ -93,9 +109,9 @@ class Changes:
 
     # -- for callers
 
-    def put(self, puts: Sequence[Put]) -> list[StoredIn]:
-        """Store entries: for each, the tiers that hold it now, none if no tier could take it."""
-        stored: list[StoredIn] = self._submit(puts)
+    def put(self, puts: Sequence[Put]) -> list[Stored | CacheError]:
+        """Store entries; what became of each, or why it was refused."""
+        stored: list[Stored | CacheError] = self._submit(puts)
         return stored
 
     def delete(self, key: str) -> bool:
@@ -113,6 +129,18 @@ class Changes:
         invalidation: Invalidation = _unless_refused(done)
         return invalidation
 
+    def forget_failures(self, key: str) -> bool:
+        """Forget what is known of a key's failures; whether it was banned."""
+        with self.lock:
+            known = self._history.known.get(key)
+            self._history.update({key: None})
+            return known is not None and known.banned_until_us > self._clock()
+
+    def forget_past_failures(self) -> None:
+        """Forget the failures that are too long ago to matter."""
+        with self.lock:
+            self._history.drop_past(self._clock())
+
     def clear(self, count: Callable[[], int]) -> int:
         """Remove everything; what `count` gave just before. Raises CacheUnavailableError."""
         with self.all_locked():
@@ -125,6 +153,7 @@ class Changes:
                 self._authority.disown_cache()
             self._l1.clear()
             self._uses.clear()
+            self._history.clear()
             if cleared is Cleared.IN_DOUBT:
                 # Reads go to the authority, which knows.
                 self.tell_reset()
@@ -239,7 +268,15 @@ class Changes:
             self.flush_uses()
         with self._locks.hold_many(keys):
             self._check_open()
-            plan = Plan(requests, self._revision, self._clock(), self._rules, self._l1.get, self._as_used)
+            plan = Plan(
+                requests,
+                self._revision,
+                self._clock(),
+                self._rules,
+                self._history,
+                self._l1.get,
+                self._as_used,
+            )
             try:
                 committed = self._authority.commit(keys, plan.decide, self._reads.current)
                 self._revision = plan.last_revision
@@ -273,6 +310,9 @@ class Changes:
                 # Whether it happened is not known: reads go to the authority, which knows.
                 self._forget(refused)
                 self.tell_reset()
+        if plan.failures:
+            known = plan.failures.items()
+            self._history.update({key: one for key, one in known if key not in refused})
         self._uses.discard([write.key for write in writes])
         in_cache, in_l2 = self._apply_to_cache(writes, lasts=committed.lasts)
         # The tiers that took the entries, with what each has pushed out to make room.
@@ -387,15 +427,25 @@ class Changes:
         pushed_out = {key for keys in took.values() for key in keys if key in plan.writes}
         answers: list[Any] = []
         removals = 0
+        now_us = self._clock()
         for place, request in enumerate(requests):
             key = request.key
             if type(request) is Put:
+                if plan.outcomes and (kept := plan.outcomes.get(place)) is not None:
+                    if isinstance(kept, CacheEntry):
+                        answers.append(Stored(self._holding(key), kept, kept=True))
+                    else:
+                        answers.append(kept)
+                    continue
+                entry = plan.writes[key].entry or request.entry
+                tiers = stored_in
                 if key in refused or key in took.get(authority, ()):
-                    answers.append(())
+                    tiers = ()
                 elif key in pushed_out:
-                    answers.append(_still_in(key, took) or at_least)
-                else:
-                    answers.append(stored_in)
+                    tiers = _still_in(key, took) or at_least
+                banned_until_us = self._history.banned_until_us(key, now_us) if self._history.known else 0
+                # For every put, and a third of what the generated constructor costs.
+                answers.append(tuple.__new__(Stored, (tiers, entry, False, banned_until_us)))
             elif key in refused:
                 answers.append(CacheUnavailableError(_UNAVAILABLE))
             elif type(request) is ReportFailure:
@@ -412,6 +462,11 @@ class Changes:
         if removals:
             self._statistics.record_removals(removals)
         return answers
+
+    def _holding(self, key: str) -> StoredIn:
+        """The tiers that hold a key now, as far as they can tell."""
+        tiers = (self._l1, *(guard.tier for guard in self._reads.guards if guard.is_open))
+        return tuple(tier.tier_type for tier in tiers if key in tier)
 
     def _drop_from_faster_tiers(self, keys: Sequence[str]) -> dict[CacheTierType, int]:
         lost: dict[CacheTierType, int] = {}

@@ -6,23 +6,27 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from proxystash.models import HealthStatus
+from proxystash_server.cache.coherence.failures import FailureHistory, Failures, claimed_at_us
 from proxystash_server.cache.coherence.feed import Change, ChangeKind
 from proxystash_server.cache.counting.statistics import EvictionCause
 from proxystash_server.cache.entry.entry import CacheEntry, stamped, with_health
 from proxystash_server.cache.entry.limits import MAX_COUNT
-from proxystash_server.cache.errors import CacheUnavailableError
+from proxystash_server.cache.entry.merging import Combine, keep_credentials, may_lack_credentials
+from proxystash_server.cache.errors import BannedError, CacheError, CacheUnavailableError
 from proxystash_server.cache.tiers.base import PERHAPS_HELD, Held, Read, Write
 
 
 class Put(NamedTuple):
     """Store an entry under a key, with its credentials as they go to disk.
 
-    The failure count of an entry that is replaced goes on, unless the new one is healthy.
+    It takes the place of what is stored, unless `combine` has something else in mind. The failure count of an
+    entry that is replaced goes on, unless the new one is healthy, and was found so after the last failure.
     """
 
     key: str
     entry: CacheEntry
     sealed: bytes | None
+    combine: Combine | None = None
 
 
 class Delete(NamedTuple):
@@ -47,12 +51,13 @@ Request = Put | Delete | Expire | ReportFailure
 
 
 class Invalidation(NamedTuple):
-    """What recording a failure did."""
+    """What recording a failure did. `banned_until_us` is 0 if it banned nobody."""
 
     found: bool
     evicted: bool
     health_status: HealthStatus | None
     failure_count: int
+    banned_until_us: int = 0
 
 
 NOT_FOUND = Invalidation(False, False, None, 0)
@@ -72,8 +77,9 @@ class Plan:
     what is written. `decide` may be called again, if whoever it was called by could not go through with it.
 
     `writes` is by key what is to be done, `updates` the keys whose entries go on with their uses, `causes`
-    why a key is evicted, and `events` what is to be told. By the place of a request, `found` says whether a
-    Delete or Expire found what it removes, and `outcomes` what a ReportFailure did or failed with.
+    why a key is evicted, `failures` what is to be known of a key's failures, and `events` what is to be told.
+    By the place of a request, `found` says whether a Delete or Expire found what it removes, and `outcomes`
+    what a ReportFailure did, which entry a Put has left as it was, or what either failed with.
     """
 
     def __init__(
@@ -82,6 +88,7 @@ class Plan:
         last_revision: int,
         now_us: int,
         rules: Rules,
+        history: FailureHistory,
         in_memory: Callable[[str], CacheEntry | None],
         as_used: Callable[[CacheEntry], CacheEntry],
     ) -> None:
@@ -89,6 +96,7 @@ class Plan:
         self._before = last_revision
         self._now_us = now_us
         self._rules = rules
+        self._history = history
         self._in_memory = in_memory
         self._as_used = as_used
         self._begin()
@@ -98,8 +106,9 @@ class Plan:
         self.writes: dict[str, Write] = {}
         self.events: list[Change] = []
         self.found: dict[int, bool] = {}
-        self.outcomes: dict[int, Invalidation | CacheUnavailableError] = {}
+        self.outcomes: dict[int, Invalidation | CacheEntry | CacheError] = {}
         self.causes: dict[str, EvictionCause] = {}
+        self.failures: dict[str, Failures | None] = {}
         self.updates: set[str] = set()
 
     def decide(self, held: Mapping[str, Held], read: Read) -> list[Write]:
@@ -108,7 +117,13 @@ class Plan:
             self._begin()
         for place, request in enumerate(self._requests):
             if type(request) is Put:
-                self._put(request, held, read)
+                key, entry, sealed, combine = request
+                if combine is None and (key in held or key in self.writes):
+                    combine = keep_credentials if may_lack_credentials(key, entry) else None
+                if combine is None and not self._history.known:
+                    self._put(request, entry, sealed, held, read)
+                else:
+                    self._put_with_regard(place, request, combine, held, read)
             elif type(request) is Delete:
                 self._delete(place, request.key, held)
             elif type(request) is Expire:
@@ -120,9 +135,57 @@ class Plan:
                     self.outcomes[place] = error
         return list(self.writes.values())
 
-    def _put(self, request: Put, held: Mapping[str, Held], read: Read) -> None:
-        key, entry, sealed = request
-        content = entry.content
+    def _put_with_regard(
+        self,
+        place: int,
+        request: Put,
+        combine: Combine | None,
+        held: Mapping[str, Held],
+        read: Read,
+    ) -> None:
+        """Put with regard to what is stored and to what is known of earlier failures."""
+        key, entry, sealed, _ = request
+        try:
+            stored = None
+            if combine is not None:
+                if key in held or key in self.writes:
+                    stored = self._current(key, held, read)
+                stored = None if stored is None or self._is_expired(stored) else self._as_used(stored)
+                combined = combine(stored, entry)
+                if combined is stored:
+                    self.outcomes[place] = stored
+                    return
+                if combined is not entry:
+                    entry, sealed = combined, combined.sealed
+            entry = self._in_view_of_failures(key, entry)
+        except CacheError as error:
+            self.outcomes[place] = error
+            return
+        goes_on = stored is not None and entry.access_count == stored.access_count and key not in self.writes
+        self._put(request, entry, sealed, held, read)
+        if goes_on:
+            self.updates.add(key)
+
+    def _in_view_of_failures(self, key: str, entry: CacheEntry) -> CacheEntry:
+        """The entry with the health that is to be believed. Raises BannedError."""
+        known = self.failures[key] if key in self.failures else self._history.known.get(key)
+        if known is None:
+            return entry
+        is_healthy = entry.health_status is HealthStatus.HEALTHY
+        if is_healthy and claimed_at_us(entry) > known.last_failure_us:
+            self.failures[key] = None
+            return entry
+        is_banned = known.banned_until_us > self._now_us
+        if is_banned and self._history.rules.refuses:
+            raise BannedError(f"{key} is banned after {known.failure_count} failures")
+        if is_banned or is_healthy:
+            return with_health(entry, HealthStatus.UNHEALTHY, max(known.failure_count, entry.failure_count))
+        return entry
+
+    def _put(
+        self, request: Put, entry: CacheEntry, sealed: bytes | None, held: Mapping[str, Held], read: Read
+    ) -> None:
+        key, content = request.key, entry.content
         # Only a success starts the count over; being found again on a list is none.
         failures = 0
         if content.health_status is not HealthStatus.HEALTHY:
@@ -148,6 +211,8 @@ class Plan:
         earlier = self.writes.get(key)
         there = held.get(key) if earlier is None else earlier.entry
         self.found[place] = there is not None and there is not PERHAPS_HELD
+        if key in self._history.known:
+            self.failures[key] = None
         # Also where it is not found: a tier that is away may have it, or one that should not.
         self._remove(key, None if there is None else ChangeKind.DELETE)
 
@@ -170,9 +235,14 @@ class Plan:
         if entry is None:
             return NOT_FOUND
         failures = min(entry.failure_count + 1, MAX_COUNT)
-        if self._rules.evicts_by_health and failures >= self._rules.failure_threshold:
+        evicts = self._rules.evicts_by_health and failures >= self._rules.failure_threshold
+        banned_until_us = 0
+        if self._history.rules.first_us:
+            known = self._history.after_failure(key, failures, self._now_us, evicts=evicts)
+            self.failures[key], banned_until_us = known, known.banned_until_us
+        if evicts:
             self._remove(key, ChangeKind.EVICTION, EvictionCause.HEALTH)
-            return Invalidation(True, True, HealthStatus.UNHEALTHY, failures)
+            return Invalidation(True, True, HealthStatus.UNHEALTHY, failures, banned_until_us)
         revision = self.last_revision = self.last_revision + 1
         changed = with_health(self._as_used(entry), HealthStatus.UNHEALTHY, failures)
         changed = stamped(changed, key, revision, failures, entry.sealed)
