@@ -4,83 +4,80 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Generic, TypeVar
 
-import grpc
 from google.protobuf.message import Message
 
+from proxystash_server.rpc.errors import Failure
 from tests.support.rpc import DEADLINE
 
+MessageT = TypeVar("MessageT", bound=Message)
 
-class FakeCall:
-    """A call's context and its `send`. While it is not reading, `send` blocks, as grpcio's does."""
 
-    def __init__(self, *, reading: bool = True) -> None:
-        self.sent: list[Message | None] = []
-        self.code: grpc.StatusCode | None = None
-        self.cancelled = threading.Event()
+class FakeCall(Generic[MessageT]):
+    """An outgoing call. While its client is not reading, what is sent does not go."""
+
+    def __init__(self, kind: type[MessageT], *, reading: bool = True) -> None:
+        self.sent: list[MessageT] = []
+        self.ended: Failure | None = None
+        self.cancelled: Failure | None = None
+        self._kind = kind
         self._changed = threading.Condition()
         self._reading = reading
-        self._sending = 0
+        self._on_sent: Callable[[], None] | None = None
         self._callbacks: list[Callable[[], None]] | None = []
 
     @property
-    def context(self) -> grpc.ServicerContext:
-        return cast("grpc.ServicerContext", self)
-
-    def send(self, message: Message | None) -> None:
-        with self._changed:
-            self._sending += 1
-            assert self._sending == 1, "two threads send on one stream"
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: self._reading or self.cancelled.is_set() or message is None)
-            self._sending -= 1
-            self.sent.append(message)
-            self._changed.notify_all()
+    def is_sending(self) -> bool:
+        return self._on_sent is not None
 
     def read_on(self) -> None:
-        with self._changed:
-            self._reading = True
-            self._changed.notify_all()
+        """Let the client read what is being sent, and all that comes."""
+        self._reading = True
+        on_sent, self._on_sent = self._on_sent, None
+        if on_sent is not None:
+            on_sent()
 
     def leave(self) -> None:
         """The client's end of the call: what grpcio would call back on its completion thread."""
-        with self._changed:
-            callbacks, self._callbacks = self._callbacks, None
+        self._reading = True
+        callbacks, self._callbacks = self._callbacks, None
         for callback in callbacks or ():
             callback()
 
-    def wait_until_sending(self) -> None:
-        with self._changed:
-            assert self._changed.wait_for(lambda: self._sending == 1, DEADLINE)
-
-    def wait_until_sent(self, count: int) -> list[Any]:
+    def wait_until_sent(self, count: int) -> list[MessageT]:
+        """The messages, once there are so many: a thread other than the test's may send them."""
         with self._changed:
             assert self._changed.wait_for(lambda: len(self.sent) >= count, DEADLINE), self.sent
             return list(self.sent)
 
-    # what the code under test calls on a context
+    # what the code under test calls
+
+    def send(self, message: bytes, on_sent: Callable[[], None]) -> bool:
+        assert self._on_sent is None, "a message is sent while another is on its way"
+        assert self.ended is None, "a message is sent after the end"
+        if self._callbacks is None:
+            return False
+        with self._changed:
+            self.sent.append(self._kind.FromString(message))
+            self._changed.notify_all()
+        self._on_sent = on_sent
+        if self._reading:
+            self.read_on()
+        return True
+
+    def end(self, failure: Failure) -> None:
+        assert self._on_sent is None, "the end is sent while a message is on its way"
+        self.ended = failure
+
+    def cancel(self, failure: Failure) -> None:
+        self.cancelled = failure
 
     def add_callback(self, callback: Callable[[], None]) -> bool:
-        with self._changed:
-            if self._callbacks is None:
-                return False
-            self._callbacks.append(callback)
-            return True
-
-    def cancel(self) -> None:
-        self.cancelled.set()
-        with self._changed:
-            self._changed.notify_all()
+        if self._callbacks is None:
+            return False
+        self._callbacks.append(callback)
+        return True
 
     def peer(self) -> str:
         return "test"
-
-    def set_code(self, code: grpc.StatusCode) -> None:
-        self.code = code
-
-    def set_details(self, details: str) -> None:
-        self.details = details
-
-    def set_trailing_metadata(self, metadata: object) -> None:
-        self.metadata = metadata

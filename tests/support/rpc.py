@@ -31,9 +31,9 @@ def serving(manager: CacheManager, *, threads: int = 8, max_stats_streams: int =
 
 
 @contextmanager
-def open_channel(target: str) -> Iterator[grpc.Channel]:
+def open_channel(target: str, *options: tuple[str, object]) -> Iterator[grpc.Channel]:
     """A channel of its own, with a connection of its own."""
-    with grpc.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+    with grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1), *options]) as channel:
         yield channel
 
 

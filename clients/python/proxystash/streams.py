@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 LostCallback = Callable[[ProxystashError], None]
 
-# After what a stream that once worked is resumed. CANCELLED is how a server gets rid of a reader that stopped
-# reading; RESOURCE_EXHAUSTED is a server that came back and has too many readers at the moment.
+# After what a stream that once worked is resumed. RESOURCE_EXHAUSTED is how a server gets rid of a reader
+# that stopped reading, or has too many readers after it came back; CANCELLED is one that stopped.
 _RESUMED_AFTER = {"UNAVAILABLE", "CANCELLED", "RESOURCE_EXHAUSTED"}
 _RESUME_POLICY = RetryPolicy(initial=0.2, multiplier=2.0, maximum=5.0)
 

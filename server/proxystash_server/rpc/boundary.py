@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final, NoReturn, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import grpc
 import structlog
-from grpc_health.v1 import health
 
 from proxystash_server.rpc.errors import (
-    SHUTTING_DOWN,
     Failure,
     RequestError,
     failure_of,
@@ -24,10 +22,9 @@ from proxystash_server.rpc.requests import Reader, reader
 Behavior = Callable[..., Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
-# Attributes by which grpcio's server is told how to run a handler; they must survive the wrapping.
-_RUN_ATTRIBUTES: Final = ("experimental_non_blocking", "experimental_thread_pool")
-
-_HEALTH_METHODS: Final = f"/{health.SERVICE_NAME}/"
+# Attributes by which grpcio's server and CallPool are told how to run a handler; they must survive the
+# wrapping.
+_RUN_ATTRIBUTES: Final = ("experimental_non_blocking", "experimental_thread_pool", "urgent")
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -48,17 +45,6 @@ class ErrorBoundary(grpc.ServerInterceptor):
         self._readers = readers
         self._request_ids = request_ids
         self._wrapped: dict[str, Handler] = {}
-        self._refusing: Handler | None = None
-
-    def refuse_new_calls(self) -> None:
-        """Answer every call that comes from now on with UNAVAILABLE, except those for the health."""
-
-        def refuse(_request: object, _context: grpc.ServicerContext) -> NoReturn:
-            raise RequestError(SHUTTING_DOWN)
-
-        guarded = self._guard("", refuse)
-        # As a handler of single messages it does for streams too: all that it ever sends is a status.
-        self._refusing = grpc.unary_unary_rpc_method_handler(guarded)
 
     def intercept_service(
         self,
@@ -69,8 +55,6 @@ class ErrorBoundary(grpc.ServerInterceptor):
         if handler is None:  # gRPC answers UNIMPLEMENTED
             return None
         method = handler_call_details.method
-        if self._refusing is not None and not method.startswith(_HEALTH_METHODS):
-            return self._refusing
         wrapped = self._wrapped.get(method)
         if wrapped is None:
             wrapped = self._wrapped[method] = self._wrap(method, handler)
@@ -85,6 +69,8 @@ class ErrorBoundary(grpc.ServerInterceptor):
             guarded = self._guard_iterator(method, behavior)
         else:
             guarded = self._guard(method, behavior)
+        if not handler.request_streaming:
+            guarded.takes_one_message = True  # type: ignore[attr-defined]  # CallPool looks for it
         for name in _RUN_ATTRIBUTES:
             if hasattr(behavior, name):
                 setattr(guarded, name, getattr(behavior, name))

@@ -14,8 +14,9 @@ import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from proxystash_server.rpc.calls import StreamCall, urgent
 from proxystash_server.rpc.errors import Failure, Reason, RequestError
-from proxystash_server.rpc.streams import OutgoingStream, Send, StreamSender, non_blocking
+from proxystash_server.rpc.streams import OutgoingStream, StreamSender, non_blocking
 
 SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -54,6 +55,7 @@ class HealthService(health_pb2_grpc.HealthServicer):
             for stream, service in self._watches.items():
                 self._sender.offer(stream, self._answer(service))
 
+    @urgent
     def Check(
         self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext
     ) -> health_pb2.HealthCheckResponse:
@@ -61,16 +63,18 @@ class HealthService(health_pb2_grpc.HealthServicer):
             raise RequestError(_UNKNOWN_SERVICE)
         return self._answer(request.service)
 
+    @urgent
     def List(self, request: Message, context: grpc.ServicerContext) -> Message:
         statuses = {service: self._answer(service) for service in self._statuses}
         response: Message = health_pb2.HealthListResponse(statuses=statuses)  # type: ignore[attr-defined]  # stubs lag
         return response
 
+    @urgent
     @non_blocking
     def Watch(  # type: ignore[override]  # a non-blocking handler takes one more argument
-        self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext, send: Send
+        self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext, send: object
     ) -> None:
-        stream = OutgoingStream(context, send)
+        stream = OutgoingStream(StreamCall(context))
         service = request.service if request.service in self._statuses else None
         with self._lock:
             if len(self._watches) >= MAX_WATCHES:

@@ -12,6 +12,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 
 from proxystash.v1 import cache_service_pb2_grpc as pb_grpc
 from proxystash_server.rpc.boundary import ErrorBoundary
+from proxystash_server.rpc.calls import CallPool
 from proxystash_server.rpc.engine import Engine
 from proxystash_server.rpc.errors import SHUTTING_DOWN
 from proxystash_server.rpc.health import NOT_SERVING, SERVING, HealthService
@@ -23,7 +24,15 @@ from proxystash_server.rpc.workers import WorkerPool
 
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 
+MAX_CALLS_OF_A_CONNECTION: Final = 1000
+_UNLIMITED: Final = 2**31 - 1
+
 _OPTIONS: Final = (
+    # By default gRPC itself turns calls away when a thousand wait to be looked at, as CANCELLED.
+    ("grpc.server.max_pending_requests", _UNLIMITED),
+    ("grpc.server.max_pending_requests_hard_limit", _UNLIMITED),
+    # Clients keep what goes beyond to themselves. Each takes some 20 KB here.
+    ("grpc.max_concurrent_streams", MAX_CALLS_OF_A_CONNECTION),
     # By default two servers share a port, and each gets half of the calls.
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -52,10 +61,12 @@ class RpcServer:
         self._service = CacheService(engine, self._sender, max_subscribers=max_stats_streams)
         self._reflection = ReflectionSessions((SERVICE_NAME, health.SERVICE_NAME))
         self._workers = WorkerPool(threads, "rpc")
-        self._boundary = ErrorBoundary({f"/{SERVICE_NAME}/BatchPut": read_batch_put})
+        self._urgent_workers = WorkerPool(1, "urgent")
+        self._calls = CallPool(self._workers, self._urgent_workers)
+        boundary = ErrorBoundary({f"/{SERVICE_NAME}/BatchPut": read_batch_put})
         self._server = grpc.server(
-            self._workers,  # type: ignore[arg-type]  # not the executor that is asked for, see WorkerPool
-            interceptors=[self._boundary],
+            self._calls,  # type: ignore[arg-type]  # all that grpcio's server uses of an executor
+            interceptors=[boundary],
             options=_OPTIONS,
         )
         pb_grpc.add_CacheServiceServicer_to_server(self._service, self._server)
@@ -82,7 +93,7 @@ class RpcServer:
         Calls under way go on. Clients that are connected learn in this way that they should go elsewhere;
         once the server stops, gRPC itself turns their calls away, as CANCELLED.
         """
-        self._boundary.refuse_new_calls()
+        self._calls.refuse_new_calls(SHUTTING_DOWN)
         self._health.set_all(NOT_SERVING)
         self._service.stats_hub.close()
         self._sender.end_all(SHUTTING_DOWN)
@@ -101,6 +112,7 @@ class RpcServer:
         self._sender.close()
         self._reflection.close()
         self._workers.close()
+        self._urgent_workers.close()
 
 
 def _check_free(listen: str) -> None:

@@ -19,6 +19,7 @@ from proxystash_server.cache import (
 )
 from proxystash_server.cache.entry.merging import Combine
 from proxystash_server.rpc import convert, encoding, puts
+from proxystash_server.rpc.calls import StreamCall
 from proxystash_server.rpc.engine import Engine
 from proxystash_server.rpc.errors import (
     NO_TIER_AVAILABLE,
@@ -32,7 +33,7 @@ from proxystash_server.rpc.errors import (
 from proxystash_server.rpc.paging import make_page_token, read_page_token
 from proxystash_server.rpc.requests import MAX_BATCH, MAX_ENTRY_BYTES, BatchPut, too_many
 from proxystash_server.rpc.stats_hub import StatsHub
-from proxystash_server.rpc.streams import Send, StreamSender, non_blocking
+from proxystash_server.rpc.streams import StreamSender, non_blocking
 
 SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["CacheService"].full_name
 
@@ -219,7 +220,7 @@ class CacheService(pb_grpc.CacheServiceServicer):
 
     @non_blocking
     def StreamStats(  # type: ignore[override]  # a non-blocking handler takes one more argument
-        self, request: pb.StreamStatsRequest, context: grpc.ServicerContext, send: Send
+        self, request: pb.StreamStatsRequest, context: grpc.ServicerContext, send: object
     ) -> None:
         interval_us = DEFAULT_INTERVAL_US
         if request.HasField("interval"):
@@ -228,7 +229,7 @@ class CacheService(pb_grpc.CacheServiceServicer):
                 raise invalid(
                     "interval", Reason.INVALID_INTERVAL, "interval must be between 100 ms and 1 hour"
                 )
-        self.stats_hub.subscribe(interval_us / 1_000_000, context, send)
+        self.stats_hub.subscribe(interval_us / 1_000_000, StreamCall(context))
 
     def _snapshot(self, subscribers: int) -> pb.CacheStatistics:
         return convert.statistics_message(self._engine.get_statistics(), subscribers)

@@ -13,7 +13,7 @@ import structlog
 
 from proxystash.v1 import cache_service_pb2 as pb
 from proxystash_server.rpc.errors import Failure, Reason, RequestError
-from proxystash_server.rpc.streams import OutgoingStream, Send, StreamSender
+from proxystash_server.rpc.streams import Outgoing, OutgoingStream, StreamSender
 
 # Snapshots are taken at multiples of this many seconds, so that subscribers who came at odd moments share
 # them.
@@ -71,12 +71,12 @@ class StatsHub:
             self._closing = True
             self._changed.notify()
 
-    def subscribe(self, interval: float, context: grpc.ServicerContext, send: Send) -> None:
+    def subscribe(self, interval: float, call: Outgoing) -> None:
         """Open a stream of snapshots, one each `interval` seconds.
 
         Raises RequestError when there are too many, or when all streams are to end.
         """
-        subscriber = _Subscriber(OutgoingStream(context, send), interval)
+        subscriber = _Subscriber(OutgoingStream(call), interval)
         with self._changed:
             if len(self._subscribers) >= self._max_subscribers:
                 raise RequestError(self._full())

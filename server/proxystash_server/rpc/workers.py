@@ -5,61 +5,23 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Any, Final
 
 import structlog
 
+Work = Callable[[], object]
+
 _log = structlog.stdlib.get_logger(__name__)
-
-_TOKEN: Final = object()
-
-Callback = Callable[["WorkItem"], None]
-
-
-class WorkItem:
-    """One function that was submitted; of a future it has what grpcio's server asks for."""
-
-    __slots__ = ("_arguments", "_callback", "_function", "_token")
-
-    def __init__(self, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
-        self._function = function
-        self._arguments = arguments
-        self._callback: Callback | None = None
-        self._token = [_TOKEN]
-
-    def add_done_callback(self, callback: Callback) -> None:
-        """Call `callback` once the function has returned; to be called once, by the one who submitted it."""
-        self._callback = callback
-        self._meet()
-
-    def run(self) -> None:
-        """Call the function; what it raises goes to the log."""
-        try:
-            self._function(*self._arguments)
-        except BaseException:  # noqa: BLE001 -- a worker outlives what it runs
-            _log.exception("work failed")
-        finally:
-            self._meet()
-
-    def _meet(self) -> None:
-        # Taking the only token is atomic: of the two who come here, the second finds none, and calls back.
-        try:
-            self._token.pop()
-        except IndexError:
-            if self._callback is not None:
-                self._callback(self)
 
 
 class WorkerPool:
-    """A fixed number of threads that run what is submitted, in order.
+    """A fixed number of threads that do what is put before them, in order.
 
-    What grpcio's server needs of `concurrent.futures.ThreadPoolExecutor`, at a third of its cost for each
-    call: no future that can be cancelled or waited for, no count of idle threads. The threads end with the
-    process, or with `close`.
+    At a third of what `concurrent.futures.ThreadPoolExecutor` costs for each call: no future that can be
+    cancelled or waited for, no count of idle threads. The threads end with the process, or with `close`.
     """
 
     def __init__(self, threads: int, name: str) -> None:
-        self._queue: SimpleQueue[WorkItem | None] = SimpleQueue()
+        self._queue: SimpleQueue[Work | None] = SimpleQueue()
         self._closed = False
         self._threads = [
             threading.Thread(target=self._run, name=f"{name}_{number}", daemon=True)
@@ -68,11 +30,14 @@ class WorkerPool:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, function: Callable[..., Any], /, *arguments: object) -> WorkItem:
-        """Have a thread call `function`; after `close`, none does."""
-        item = WorkItem(function, arguments)
-        self._queue.put(item)
-        return item
+    @property
+    def queued(self) -> int:
+        """How much no thread has begun with."""
+        return self._queue.qsize()
+
+    def put(self, work: Work) -> None:
+        """Have a thread call `work`; after `close`, none does. What it raises goes to the log."""
+        self._queue.put(work)
 
     def close(self) -> None:
         """Let the threads go, after what they are at; what has not begun never will. Does not wait."""
@@ -82,8 +47,11 @@ class WorkerPool:
 
     def _run(self) -> None:
         take = self._queue.get
-        while (item := take()) is not None:
+        while (work := take()) is not None:
             if not self._closed:
-                item.run()
+                try:
+                    work()
+                except BaseException:  # noqa: BLE001 -- a worker outlives what it runs
+                    _log.exception("work failed")
             # Nothing of a call is kept while this thread waits for the next.
-            del item
+            del work

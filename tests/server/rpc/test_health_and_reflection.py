@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from proxystash.v1 import cache_service_pb2 as pb
 from proxystash.v1 import cache_service_pb2_grpc as pb_grpc
 from proxystash_server.cache import CacheManager
 from proxystash_server.rpc.server import RpcServer
-from tests.support.rpc import DEADLINE, open_channel, refusal_of, refused, serving
+from tests.support.rpc import DEADLINE, Refusal, open_channel, refusal_of, refused, serving
 
 SERVICE = "proxystash.v1.CacheService"
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -115,25 +115,60 @@ def test_reflection_describes_what_the_server_offers(channel: grpc.Channel) -> N
     )
 
 
-def test_open_reflection_sessions_hold_no_worker_and_end_when_drained(manager: CacheManager) -> None:
+Session = Iterator[reflection_pb2.ServerReflectionResponse]
+
+
+def open_session(stack: ExitStack, target: str) -> Session:
+    """A session on a connection of its own, that has had an answer and stays open with the stack."""
+    channel = stack.enter_context(open_channel(target))
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    stay = stack.enter_context(_never_ending(request))
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+    session: Session = stub.ServerReflectionInfo(stay, timeout=DEADLINE)
+    assert next(session).list_services_response.service
+    return session
+
+
+def end_of(session: Session) -> Refusal:
+    with pytest.raises(grpc.RpcError) as caught:
+        next(session)
+    return refusal_of(caught.value)
+
+
+def test_open_reflection_sessions_hold_nobody_up_and_end_when_drained(manager: CacheManager) -> None:
     with serving(manager, threads=1) as server, ExitStack() as stack:
-        request = reflection_pb2.ServerReflectionRequest(list_services="")
-        sessions = []
-        for _ in range(4):
-            channel = stack.enter_context(open_channel(server.address))
-            stay = stack.enter_context(_never_ending(request))
-            reflect: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
-            session = reflect.ServerReflectionInfo(stay, timeout=DEADLINE)
-            next(session)
-            sessions.append(session)
+        sessions = [open_session(stack, server.address) for _ in range(20)]
         stub = pb_grpc.CacheServiceStub(stack.enter_context(open_channel(server.address)))
         stub.Get(pb.GetRequest(key="missing"), timeout=DEADLINE)
-        # One more than have a thread: it begins when the others end, which must not keep the server.
-        channel = stack.enter_context(open_channel(server.address))
-        waiting: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
-        waiting.ServerReflectionInfo(stack.enter_context(_never_ending(request)), timeout=DEADLINE)
         server.drain()
+        assert {end_of(session).code for session in sessions} == {grpc.StatusCode.UNAVAILABLE}
         assert server.stop(10 * DEADLINE).wait(DEADLINE)
+
+
+def test_one_reflection_session_too_many_ends_the_one_that_was_idle_the_longest(
+    server: RpcServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxystash_server.rpc.reflection.MOST_SESSIONS", 3)
+    with ExitStack() as stack:
+        sessions = [open_session(stack, server.address) for _ in range(5)]
+        assert [end_of(session).code for session in sessions[:2]] == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 2
+        assert len(server._reflection._sessions) == 3
+
+
+def test_a_reflection_session_ends_with_its_client(server: RpcServer) -> None:
+    with ExitStack() as stack:
+        open_session(stack, server.address)
+        assert len(server._reflection._sessions) == 1
+    with ExitStack() as stack:
+        open_session(stack, server.address)
+        assert len(server._reflection._sessions) == 1
+
+
+def test_what_is_no_reflection_request_is_refused(channel: grpc.Channel) -> None:
+    path = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    call: Callable[..., Any] = channel.stream_stream(path)
+    refusal = refused(call, iter([b"\x0a\xff"]))
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "UNREADABLE_REQUEST")
 
 
 @contextmanager

@@ -23,9 +23,9 @@ class Hub:
         self.sender = sender
         self.hub = StatsHub(self._take, sender, max_subscribers=3, clock=lambda: self.now)
 
-    def subscribe(self, interval: float, *, reading: bool = True) -> FakeCall:
-        call = FakeCall(reading=reading)
-        self.hub.subscribe(interval, call.context, call.send)
+    def subscribe(self, interval: float, *, reading: bool = True) -> FakeCall[pb.StreamStatsResponse]:
+        call = FakeCall(pb.StreamStatsResponse, reading=reading)
+        self.hub.subscribe(interval, call)
         if reading:
             call.wait_until_sent(1)
         return call
@@ -41,13 +41,13 @@ class Hub:
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    sender = StreamSender(threads=2, patience=DEADLINE)
+    sender = StreamSender(patience=DEADLINE)
     sender.start()
     yield Hub(sender)
     sender.close()
 
 
-def seen(call: FakeCall, count: int) -> list[tuple[int, int]]:
+def seen(call: FakeCall[pb.StreamStatsResponse], count: int) -> list[tuple[int, int]]:
     """Sequence and snapshot number of the first `count` messages."""
     return [(message.sequence, message.statistics.hits) for message in call.wait_until_sent(count)]
 
@@ -87,7 +87,6 @@ def test_each_subscriber_keeps_its_own_interval(hub: Hub) -> None:
 
 def test_a_slow_reader_sees_what_it_missed_as_a_gap_in_the_sequence(hub: Hub) -> None:
     call = hub.subscribe(1.0, reading=False)
-    call.wait_until_sending()
     for _ in range(5):
         hub.advance(1.0)
     call.read_on()
@@ -115,9 +114,9 @@ def test_who_leaves_is_no_longer_counted_nor_served(hub: Hub) -> None:
 
 
 def test_who_has_left_already_is_not_counted(hub: Hub) -> None:
-    call = FakeCall()
+    call = FakeCall(pb.StreamStatsResponse)
     call.leave()
-    hub.hub.subscribe(1.0, call.context, call.send)
+    hub.hub.subscribe(1.0, call)
     assert hub.hub.subscribers == 0
 
 
@@ -154,8 +153,8 @@ def test_a_snapshot_that_fails_is_missed_and_the_next_one_comes() -> None:
     sender.start()
     hub.start()
     try:
-        call = FakeCall()
-        hub.subscribe(0.1, call.context, call.send)
+        call = FakeCall(pb.StreamStatsResponse)
+        hub.subscribe(0.1, call)
         assert [message.sequence for message in call.wait_until_sent(2)] == [1, 3]
     finally:
         hub.close()

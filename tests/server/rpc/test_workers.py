@@ -19,57 +19,47 @@ def pool() -> Iterator[WorkerPool]:
     pool.close()
 
 
-def test_work_runs_in_the_order_of_its_submission_in_a_thread_of_the_pool(pool: WorkerPool) -> None:
+def test_work_is_done_in_the_order_it_came_in_a_thread_of_the_pool() -> None:
+    pool = WorkerPool(1, "test")
     names: list[str] = []
     done = threading.Event()
-    pool.submit(names.append, "first").add_done_callback(
-        lambda _: pool.submit(lambda: names.append(threading.current_thread().name)).add_done_callback(
-            lambda _: done.set()
-        )
-    )
+    pool.put(lambda: names.append("first"))
+    pool.put(lambda: names.append(threading.current_thread().name))
+    pool.put(done.set)
     assert done.wait(DEADLINE)
-    assert names[0] == "first"
-    assert names[1].startswith("test_")
+    pool.close()
+    assert names == ["first", "test_0"]
 
 
-def test_as_much_work_runs_at_once_as_there_are_threads(pool: WorkerPool) -> None:
-    together = threading.Barrier(3)
+def test_as_much_is_done_at_once_as_there_are_threads_and_the_rest_is_queued(pool: WorkerPool) -> None:
+    together, go_on = threading.Barrier(3), threading.Event()
+
+    def work() -> None:
+        together.wait(DEADLINE)
+        go_on.wait(DEADLINE)
+
     for _ in range(2):
-        pool.submit(together.wait, DEADLINE)
+        pool.put(work)
     together.wait(DEADLINE)
-
-
-def test_a_callback_is_called_once_however_late_it_is_added(pool: WorkerPool) -> None:
-    ran, called = threading.Event(), threading.Semaphore(0)
-    item = pool.submit(ran.set)
-    assert ran.wait(DEADLINE)
-    item.add_done_callback(lambda _: called.release())
-    assert called.acquire(timeout=DEADLINE)
-    # Everything submitted before has been done with by both threads.
-    idle = threading.Barrier(3)
-    for _ in range(2):
-        pool.submit(idle.wait, DEADLINE)
-    idle.wait(DEADLINE)
-    assert not called.acquire(blocking=False)
+    for _ in range(3):
+        pool.put(go_on.is_set)
+    assert pool.queued == 3
+    go_on.set()
 
 
 @pytest.mark.parametrize("error", [ValueError, SystemExit])
-def test_what_work_raises_is_logged_and_the_thread_goes_on(
-    pool: WorkerPool, error: type[BaseException]
-) -> None:
+def test_what_work_raises_is_logged_and_the_thread_goes_on(error: type[BaseException]) -> None:
     def fail() -> None:
         raise error
 
+    pool = WorkerPool(1, "test")
     done = threading.Event()
     with structlog.testing.capture_logs() as logs:
         for _ in range(2):
-            pool.submit(fail)
-        pool.submit(done.set)
+            pool.put(fail)
+        pool.put(done.set)
         assert done.wait(DEADLINE)
-        idle = threading.Barrier(3)
-        for _ in range(2):
-            pool.submit(idle.wait, DEADLINE)
-        idle.wait(DEADLINE)
+    pool.close()
     assert [log["event"] for log in logs] == ["work failed", "work failed"]
 
 
@@ -81,9 +71,10 @@ def test_a_closed_pool_finishes_what_it_is_at_and_begins_nothing_more() -> None:
     def work() -> None:
         began.set()
         go_on.wait(DEADLINE)
+        finished.set()
 
-    pool.submit(work).add_done_callback(lambda _: finished.set())
-    pool.submit(begun.set)
+    pool.put(work)
+    pool.put(begun.set)
     assert began.wait(DEADLINE)
     pool.close()
     go_on.set()
