@@ -1,5 +1,6 @@
 """The contract passes buf's STANDARD rules and is formatted its way."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,20 @@ def test_the_format_check_fails_on_a_badly_indented_line(buf: Path, checkout: Pa
 
     assert result.returncode != 0
     assert "TIER_L1" in result.stdout
+
+
+LANGUAGES = (
+    "csharp_namespace", "go_package", "java_multiple_files", "java_package", "objc_class_prefix",
+    "php_namespace", "ruby_package", "swift_prefix",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("proto", sorted((ROOT / "protos").rglob("*.proto")), ids=lambda path: path.name)
+def test_a_proto_says_where_its_code_goes_in_each_language(proto: Path) -> None:
+    told = dict(re.findall(r'^option (\w+) = (?:"([^"]*)"|\w+);$', proto.read_text(), re.MULTILINE))
+    assert tuple(sorted(told)) == LANGUAGES
+    # All of a package go to one place.
+    first = min(proto.parent.glob("*.proto"))
+    assert [line for line in proto.read_text().splitlines() if line.startswith("option ")] == [
+        line for line in first.read_text().splitlines() if line.startswith("option ")
+    ]

@@ -13,9 +13,12 @@ Names are loaded when they are first used, so that `proxystash.models`, `proxyst
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    __version__: str
+
     from proxystash._retry import RetryPolicy
     from proxystash.aio import AsyncClient
     from proxystash.client import Client
@@ -135,6 +138,8 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return version("proxystash")
     module = _MODULE_OF.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

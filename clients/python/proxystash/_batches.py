@@ -18,7 +18,7 @@ MAX_BYTES = 4 * 1024 * 1024 - 1024
 _FRAME_BYTES = 6
 
 
-def key_batches(keys: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+def key_batches(keys: Iterable[str | CacheEntry]) -> Iterator[tuple[int, list[str | CacheEntry]]]:
     """Up to 1,000 keys at a time, each time with the position of the first."""
     remaining = iter(keys)
     start = 0

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Sequence
 
+from proxystash._defaults import DEFAULT_TARGET, TARGET_VARIABLE
+from proxystash.errors import InvalidArgumentError
+from proxystash.proxies import redact_url
+
+_MAX_PORT = 65_535
 ChannelOptions = Sequence[tuple[str, object]]
 
 _OPTIONS: dict[str, object] = {
@@ -20,12 +27,38 @@ _OPTIONS: dict[str, object] = {
     # gRPC itself repeats only calls that no server has seen, unless a service config tells it to repeat more;
     # what may be repeated is decided here, so none is taken from the name service.
     "grpc.service_config_disable_resolution": 1,
+    # A scraper's environment names proxies for what it scrapes: passwords must not pass through one of those.
+    "grpc.enable_http_proxy": 0,
 }
+# Where gRPC may find a server other than by host:port.
+_SCHEMES = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "xds")
+_HOST_PORT = re.compile(r"(?:[^\s:/\[\]]+|\[[0-9a-fA-F:.%\w]+\]):([0-9]{1,5})")
 
 
 def channel_options(options: ChannelOptions) -> list[tuple[str, object]]:
     """The options of a channel, the caller's counting for more."""
     return list((_OPTIONS | dict(options)).items())
+
+
+def find_target(target: str | None) -> str:
+    """The address that was given, else that of PROXYSTASH_TARGET, else the default one.
+
+    Raises InvalidArgumentError for what is no address.
+    """
+    if target is None:
+        target = os.environ.get(TARGET_VARIABLE) or DEFAULT_TARGET
+    if target.partition(":")[0] in _SCHEMES and not _HOST_PORT.fullmatch(target):
+        return target
+    match = _HOST_PORT.fullmatch(target)
+    if match is None or not 0 < int(match[1]) <= _MAX_PORT:
+        shown = redact_url(target) if target.isprintable() else "what was given"
+        raise InvalidArgumentError(
+            f"{shown!r} is no address of a server: it must be host:port, such as {DEFAULT_TARGET}",
+            code="INVALID_ARGUMENT",
+            reason="INVALID_TARGET",
+            field="target",
+        )
+    return target
 
 
 def check_timeout(timeout: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -17,6 +18,7 @@ from proxystash.messages import (
     read_put_result,
 )
 from proxystash.models import CacheEntry, EntryChanges, EntryError, GetResult, PutMode, PutResult
+from proxystash.proxies import InvalidProxyUrl, cache_key, parse_proxy_url
 from proxystash.v1 import cache_service_pb2 as pb
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -33,6 +35,13 @@ def entry_to_message(entry: CacheEntry) -> pb.CacheEntry:
     unfit = fill_entry(message, entry)
     if unfit:
         raise _invalid(unfit)
+    if "://" in entry.key and _is_proxy_url(entry.key):
+        raise InvalidArgumentError(
+            "a proxy URL cannot be a key, since it stands for the key that is made of it; leave it empty",
+            code="INVALID_ARGUMENT",
+            reason="INVALID_KEY",
+            field="key",
+        )
     return message
 
 
@@ -44,7 +53,7 @@ def mode_to_message(mode: str) -> pb.PutMode.ValueType:
         raise _invalid("mode") from None
 
 
-def changes_to_message(key: str, changes: EntryChanges) -> pb.CacheEntry:
+def changes_to_message(key: str | CacheEntry, changes: EntryChanges) -> pb.CacheEntry:
     """The message that says what to change of the entry of a key.
 
     Raises InvalidArgumentError for a value that the message cannot hold, TypeError for a field that is none.
@@ -53,7 +62,7 @@ def changes_to_message(key: str, changes: EntryChanges) -> pb.CacheEntry:
     if unknown:
         raise TypeError(f"an entry has no field {min(unknown)!r} that could be changed")
     labels = {name: value for name, value in changes.get("labels", {}).items() if value is not None}
-    fields: dict[str, Any] = {"proxy_url": "", **changes, "key": key, "labels": labels}
+    fields: dict[str, Any] = {"proxy_url": "", **changes, "key": checked_key(key), "labels": labels}
     return entry_to_message(CacheEntry(**fields))
 
 
@@ -63,8 +72,17 @@ def paths_of(changes: EntryChanges) -> list[str]:
     return [*(name for name in changes if name != "labels"), *labels]
 
 
-def checked_key(key: str) -> str:
-    """Raises InvalidArgumentError for a key that the message cannot hold."""
+def checked_key(key: str | CacheEntry) -> str:
+    """The key that was given, or that of the entry or proxy URL that was given.
+
+    Raises InvalidArgumentError for a key that the message cannot hold.
+    """
+    if isinstance(key, CacheEntry):
+        key = key.key or cache_key(key.proxy_url, key.username)
+    elif "://" in key:
+        with suppress(InvalidProxyUrl):
+            # Or it is a key of the caller's own.
+            key = cache_key(key)
     if _SURROGATE.search(key):
         raise _invalid("key")
     return key
@@ -111,6 +129,14 @@ def put_results(response: pb.BatchPutResponse, asked: int) -> list[PutResult | E
 
 def entries(response: pb.ListResponse) -> list[CacheEntry]:
     return [read_entry(entry) for entry in response.entries]
+
+
+def _is_proxy_url(text: str) -> bool:
+    try:
+        parse_proxy_url(text)
+    except InvalidProxyUrl:
+        return False
+    return True
 
 
 def error_of_entry(error: InvalidArgumentError) -> EntryError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -43,12 +43,12 @@ class Operation(Generic[Request, Response, Answer]):
     locate: Callable[[str], str] = str
 
 
-def get(key: str) -> Operation[pb.GetRequest, pb.GetResponse, GetResult | None]:
+def get(key: str | CacheEntry) -> Operation[pb.GetRequest, pb.GetResponse, GetResult | None]:
     return Operation(pb.GetRequest(key=_convert.checked_key(key)), _convert.get_result, repeatable=True)
 
 
 def get_many(
-    keys: list[str], offset: int
+    keys: Sequence[str | CacheEntry], offset: int
 ) -> Operation[pb.BatchGetRequest, pb.BatchGetResponse, list[GetResult | None]]:
     """The answers for the first of the keys, as many as the server had room for.
 
@@ -69,7 +69,9 @@ def put(entry: CacheEntry, mode: PutMode | str) -> Operation[pb.PutRequest, pb.P
     )
 
 
-def update(key: str, changes: EntryChanges) -> Operation[pb.PutRequest, pb.PutResponse, PutResult]:
+def update(
+    key: str | CacheEntry, changes: EntryChanges
+) -> Operation[pb.PutRequest, pb.PutResponse, PutResult]:
     request = pb.PutRequest(entry=_convert.changes_to_message(key, changes))
     request.update_mask.paths.extend(_convert.paths_of(changes))
     return Operation(
@@ -85,7 +87,7 @@ def bans_page(page_token: str) -> Operation[pb.ListBansRequest, pb.ListBansRespo
     )
 
 
-def unban(key: str) -> Operation[pb.UnbanRequest, pb.UnbanResponse, bool]:
+def unban(key: str | CacheEntry) -> Operation[pb.UnbanRequest, pb.UnbanResponse, bool]:
     # As for delete.
     request = pb.UnbanRequest(key=_convert.checked_key(key))
     return Operation(request, lambda response: response.unbanned, repeatable=False)
@@ -102,7 +104,7 @@ def put_many(
     )
 
 
-def delete(key: str) -> Operation[pb.DeleteRequest, pb.DeleteResponse, bool]:
+def delete(key: str | CacheEntry) -> Operation[pb.DeleteRequest, pb.DeleteResponse, bool]:
     # The second time the answer would be that there was nothing, and what was put meanwhile would go, too.
     request = pb.DeleteRequest(key=_convert.checked_key(key))
     return Operation(request, lambda response: response.deleted, repeatable=False)
@@ -114,7 +116,7 @@ def clear() -> Operation[pb.ClearRequest, pb.ClearResponse, int]:
 
 
 def invalidate_by_health(
-    key: str,
+    key: str | CacheEntry,
 ) -> Operation[pb.InvalidateByHealthRequest, pb.InvalidateByHealthResponse, InvalidationResult]:
     # Each one counts.
     request = pb.InvalidateByHealthRequest(key=_convert.checked_key(key))

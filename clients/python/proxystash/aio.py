@@ -20,10 +20,12 @@ from proxystash._channel import (
     ChannelOptions,
     channel_options,
     check_timeout,
+    find_target,
 )
-from proxystash._defaults import DEFAULT_TARGET, DEFAULT_TIMEOUT
+from proxystash._defaults import DEFAULT_TIMEOUT
 from proxystash._retry import Attempts, RetryPolicy
-from proxystash._status import closed_error, error_from_rpc
+from proxystash._status import closed_error, deadline_error, error_from_rpc
+from proxystash.errors import FailedPreconditionError
 from proxystash.models import (
     Ban,
     CacheEntry,
@@ -41,6 +43,7 @@ from proxystash.v1.cache_service_pb2_grpc import CacheServiceStub
 
 if TYPE_CHECKING:
     from proxystash._operations import Operation
+    from proxystash.v1.cache_service_pb2_grpc import CacheServiceAsyncStub
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -56,23 +59,23 @@ class AsyncClient:
 
     def __init__(
         self,
-        target: str = DEFAULT_TARGET,
+        target: str | None = None,
         *,
         timeout: float = DEFAULT_TIMEOUT,
         credentials: grpc.ChannelCredentials | None = None,
         options: ChannelOptions = (),
         retry: RetryPolicy | None = RetryPolicy(),  # noqa: B008 -- immutable
     ) -> None:
-        self.target = target
+        self.target = find_target(target)
         self._timeout = check_timeout(timeout)
         self._retry = retry
         self._closed = asyncio.Event()
         self._streams: WeakSet[AsyncStatsStream] = WeakSet()
-        if credentials is None:
-            self._channel = aio.insecure_channel(target, channel_options(options))
-        else:
-            self._channel = aio.secure_channel(target, credentials, channel_options(options))
-        self._stub = CacheServiceStub(self._channel)
+        self._credentials = credentials
+        self._options = channel_options(options)
+        # Made in the loop of the first call, which it belongs to.
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._channel: aio.Channel | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -88,14 +91,15 @@ class AsyncClient:
         self._closed.set()
         for stream in list(self._streams):
             await stream.aclose()
-        await self._channel.close()
+        if self._channel is not None:
+            await self._channel.close()
 
-    async def get(self, key: str, *, timeout: float | None = None) -> GetResult | None:
+    async def get(self, key: str | CacheEntry, *, timeout: float | None = None) -> GetResult | None:
         """Look a proxy up: the entry and the tier that served it, or None on a miss. Repeatable."""
         return await self._call(self._stub.Get, _operations.get(key), timeout)
 
     async def get_many(
-        self, keys: Iterable[str], *, timeout: float | None = None
+        self, keys: Iterable[str | CacheEntry], *, timeout: float | None = None
     ) -> builtins.list[GetResult | None]:
         """Look any number of proxies up: one answer for each key, in order, None for a miss. Repeatable.
 
@@ -126,7 +130,7 @@ class AsyncClient:
         return await self._call(self._stub.Put, _operations.put(entry, mode), timeout)
 
     async def update(
-        self, key: str, *, timeout: float | None = None, **changes: Unpack[EntryChanges]
+        self, key: str | CacheEntry, *, timeout: float | None = None, **changes: Unpack[EntryChanges]
     ) -> PutResult:
         """Change the named fields of a stored proxy, and nothing else. Repeated as put is.
 
@@ -154,7 +158,7 @@ class AsyncClient:
             outcomes += batch.merge(answers)
         return outcomes
 
-    async def delete(self, key: str, *, timeout: float | None = None) -> bool:
+    async def delete(self, key: str | CacheEntry, *, timeout: float | None = None) -> bool:
         """Remove a proxy from every tier, and tell whether any held it. Sent once at most.
 
         A second time would answer that there was nothing, and remove what was put meanwhile.
@@ -165,7 +169,9 @@ class AsyncClient:
         """Remove every proxy, and tell how many there were. Sent once at most, as delete is."""
         return await self._call(self._stub.Clear, _operations.clear(), timeout)
 
-    async def invalidate_by_health(self, key: str, *, timeout: float | None = None) -> InvalidationResult:
+    async def invalidate_by_health(
+        self, key: str | CacheEntry, *, timeout: float | None = None
+    ) -> InvalidationResult:
         """Report one failure of a proxy; at the server's threshold it is evicted. Sent once at most.
 
         Each report counts, so repeating one could evict a proxy that failed once.
@@ -187,7 +193,7 @@ class AsyncClient:
             if not token:
                 return
 
-    async def unban(self, key: str, *, timeout: float | None = None) -> bool:
+    async def unban(self, key: str | CacheEntry, *, timeout: float | None = None) -> bool:
         """Forget the failures of a proxy, and tell whether it was banned. Sent once at most, as delete is."""
         return await self._call(self._stub.Unban, _operations.unban(key), timeout)
 
@@ -253,6 +259,25 @@ class AsyncClient:
         self._streams.add(stream)
         return stream
 
+    @property
+    def _stub(self) -> CacheServiceAsyncStub:
+        """The service, for whoever runs in the client's loop; raises FailedPreconditionError elsewhere."""
+        loop = asyncio.get_running_loop()
+        if self._channel is None:
+            self._loop = loop
+            if self._credentials is None:
+                self._channel = aio.insecure_channel(self.target, self._options)
+            else:
+                self._channel = aio.secure_channel(self.target, self._credentials, self._options)
+            self._connected: CacheServiceAsyncStub = CacheServiceStub(self._channel)
+        if loop is not self._loop:
+            raise FailedPreconditionError(
+                "the client belongs to another event loop, that of its first call; make one for each loop",
+                code="FAILED_PRECONDITION",
+                reason="OTHER_EVENT_LOOP",
+            )
+        return self._connected
+
     async def _call(
         self,
         rpc: aio.UnaryUnaryMultiCallable[_Request, _Response],
@@ -268,6 +293,9 @@ class AsyncClient:
                 response = await rpc(operation.request, timeout=attempts.remaining())
             except grpc.RpcError as error:
                 failure = error_from_rpc(error, target=self.target, timeout=seconds)
+                if failure.code == "CANCELLED" and not attempts.remaining() and not self._closed.is_set():
+                    # What gRPC may say at the deadline.
+                    failure = deadline_error(self.target, seconds)
                 failure.field = operation.locate(failure.field)
             except asyncio.CancelledError:
                 # gRPC says so in the calling task, too, when close() cancels the call.

@@ -17,8 +17,9 @@ from proxystash._channel import (
     ChannelOptions,
     channel_options,
     check_timeout,
+    find_target,
 )
-from proxystash._defaults import DEFAULT_TARGET, DEFAULT_TIMEOUT
+from proxystash._defaults import DEFAULT_TIMEOUT
 from proxystash._retry import Attempts, RetryPolicy
 from proxystash._status import closed_error, error_from_rpc
 from proxystash.models import (
@@ -47,6 +48,11 @@ _Answer = TypeVar("_Answer")
 class Client:
     """A connection to a proxystash server, for any number of threads at once.
 
+    `target` is host:port, by default that of the variable PROXYSTASH_TARGET, else 127.0.0.1:50051. The
+    environment's `http_proxy` and its like are not followed, unless the option `grpc.enable_http_proxy` is 1.
+
+    Where a method takes a key, a CacheEntry or a proxy URL will do.
+
     `timeout` is the deadline in seconds of each request, its repetitions included, and each method takes
     another one for its own requests. Methods that deal with more than 1,000 items make several requests.
 
@@ -60,14 +66,14 @@ class Client:
 
     def __init__(
         self,
-        target: str = DEFAULT_TARGET,
+        target: str | None = None,
         *,
         timeout: float = DEFAULT_TIMEOUT,
         credentials: grpc.ChannelCredentials | None = None,
         options: ChannelOptions = (),
         retry: RetryPolicy | None = RetryPolicy(),  # noqa: B008 -- immutable
     ) -> None:
-        self.target = target
+        self.target = find_target(target)
         self._timeout = check_timeout(timeout)
         self._retry = retry
         self._closed = threading.Event()
@@ -75,9 +81,9 @@ class Client:
         self._lock = threading.Lock()
         self._streams: WeakSet[StatsStream] = WeakSet()
         if credentials is None:
-            self._channel = grpc.insecure_channel(target, channel_options(options))
+            self._channel = grpc.insecure_channel(self.target, channel_options(options))
         else:
-            self._channel = grpc.secure_channel(target, credentials, channel_options(options))
+            self._channel = grpc.secure_channel(self.target, credentials, channel_options(options))
         self._stub = CacheServiceStub(self._channel)
 
     def __enter__(self) -> Self:
@@ -98,12 +104,12 @@ class Client:
             stream.close()
         self._channel.close()
 
-    def get(self, key: str, *, timeout: float | None = None) -> GetResult | None:
+    def get(self, key: str | CacheEntry, *, timeout: float | None = None) -> GetResult | None:
         """Look a proxy up: the entry and the tier that served it, or None on a miss. Repeatable."""
         return self._call(self._stub.Get, _operations.get(key), timeout)
 
     def get_many(
-        self, keys: Iterable[str], *, timeout: float | None = None
+        self, keys: Iterable[str | CacheEntry], *, timeout: float | None = None
     ) -> builtins.list[GetResult | None]:
         """Look any number of proxies up: one answer for each key, in order, None for a miss. Repeatable.
 
@@ -133,7 +139,9 @@ class Client:
         """
         return self._call(self._stub.Put, _operations.put(entry, mode), timeout)
 
-    def update(self, key: str, *, timeout: float | None = None, **changes: Unpack[EntryChanges]) -> PutResult:
+    def update(
+        self, key: str | CacheEntry, *, timeout: float | None = None, **changes: Unpack[EntryChanges]
+    ) -> PutResult:
         """Change the named fields of a stored proxy, and nothing else. Repeated as put is.
 
         Labels are changed one by one, and None takes one away. Raises NotFoundError where nothing is stored.
@@ -160,7 +168,7 @@ class Client:
             outcomes += batch.merge(answers)
         return outcomes
 
-    def delete(self, key: str, *, timeout: float | None = None) -> bool:
+    def delete(self, key: str | CacheEntry, *, timeout: float | None = None) -> bool:
         """Remove a proxy from every tier, and tell whether any held it. Sent once at most.
 
         A second time would answer that there was nothing, and remove what was put meanwhile.
@@ -171,7 +179,9 @@ class Client:
         """Remove every proxy, and tell how many there were. Sent once at most, as delete is."""
         return self._call(self._stub.Clear, _operations.clear(), timeout)
 
-    def invalidate_by_health(self, key: str, *, timeout: float | None = None) -> InvalidationResult:
+    def invalidate_by_health(
+        self, key: str | CacheEntry, *, timeout: float | None = None
+    ) -> InvalidationResult:
         """Report one failure of a proxy; at the server's threshold it is evicted. Sent once at most.
 
         Each report counts, so repeating one could evict a proxy that failed once.
@@ -191,7 +201,7 @@ class Client:
             if not token:
                 return
 
-    def unban(self, key: str, *, timeout: float | None = None) -> bool:
+    def unban(self, key: str | CacheEntry, *, timeout: float | None = None) -> bool:
         """Forget the failures of a proxy, and tell whether it was banned. Sent once at most, as delete is."""
         return self._call(self._stub.Unban, _operations.unban(key), timeout)
 

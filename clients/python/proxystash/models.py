@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Final, TypedDict
+from urllib.parse import quote
 
 from proxystash.proxies import redact, redact_url
 
@@ -89,6 +90,15 @@ class CacheEntry:
     evicted_from_l1: bool = field(default=False, metadata=SET_BY_SERVER)
     health_monitoring: HealthMonitoring | None = None
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def url(self, *, with_credentials: bool = False) -> str:
+        """The proxy URL as requests, httpx and curl take it, percent-encoded credentials in it if asked."""
+        if not with_credentials or (self.username is None and self.password is None):
+            return self.proxy_url
+        credentials = quote(self.username or "", safe="")
+        if self.password is not None:
+            credentials += ":" + quote(self.password, safe="")
+        return self.proxy_url.replace("://", f"://{credentials}@", 1)
 
     def __repr__(self) -> str:
         return _redacted_repr(self)

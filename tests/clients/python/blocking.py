@@ -46,10 +46,10 @@ class BlockingAsyncClient:
     def close(self) -> None:
         self._run(self._client.close())
 
-    def get(self, key: str, **settings: Any) -> GetResult | None:
+    def get(self, key: str | CacheEntry, **settings: Any) -> GetResult | None:
         return self._run(self._client.get(key, **settings))
 
-    def get_many(self, keys: Iterable[str], **settings: Any) -> list[GetResult | None]:
+    def get_many(self, keys: Iterable[str | CacheEntry], **settings: Any) -> list[GetResult | None]:
         return self._run(self._client.get_many(keys, **settings))
 
     def put(self, entry: CacheEntry, **settings: Any) -> PutResult:
@@ -58,22 +58,22 @@ class BlockingAsyncClient:
     def put_many(self, entries: Iterable[CacheEntry], **settings: Any) -> list[PutResult | EntryError]:
         return self._run(self._client.put_many(entries, **settings))
 
-    def update(self, key: str, **changes: Any) -> PutResult:
+    def update(self, key: str | CacheEntry, **changes: Any) -> PutResult:
         return self._run(self._client.update(key, **changes))
 
     def bans(self, **settings: Any) -> Iterator[Ban]:
         return _iterate(self._runner, self._client.bans(**settings))
 
-    def unban(self, key: str, **settings: Any) -> bool:
+    def unban(self, key: str | CacheEntry, **settings: Any) -> bool:
         return self._run(self._client.unban(key, **settings))
 
-    def delete(self, key: str, **settings: Any) -> bool:
+    def delete(self, key: str | CacheEntry, **settings: Any) -> bool:
         return self._run(self._client.delete(key, **settings))
 
     def clear(self, **settings: Any) -> int:
         return self._run(self._client.clear(**settings))
 
-    def invalidate_by_health(self, key: str, **settings: Any) -> InvalidationResult:
+    def invalidate_by_health(self, key: str | CacheEntry, **settings: Any) -> InvalidationResult:
         return self._run(self._client.invalidate_by_health(key, **settings))
 
     def stats(self, **settings: Any) -> CacheStatistics:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from proxystash._defaults import TARGET_VARIABLE
 from proxystash.models import HealthStatus, PutMode
 from proxystash.proxies import SCHEMES, InvalidProxyUrl, cache_key
 
@@ -98,7 +99,7 @@ def put_mode(*, merge: bool, replace: bool, if_absent: bool, default: PutMode) -
 
 Target = Annotated[
     str,
-    typer.Option("--target", envvar="PROXYSTASH_TARGET", metavar="HOST:PORT", help="Address of the server."),
+    typer.Option("--target", envvar=TARGET_VARIABLE, metavar="HOST:PORT", help="Address of the server."),
 ]
 Timeout = Annotated[
     float,
