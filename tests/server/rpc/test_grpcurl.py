@@ -50,11 +50,19 @@ def test_every_method_can_be_called(grpcurl: Path, server: RpcServer) -> None:
         "BatchGet": call(grpcurl, server, "BatchGet", {"keys": ["a", "missing"]}),
         "List": call(grpcurl, server, "List", {"filter": {"labels": {"country": "DE"}}}),
         "InvalidateByHealth": call(grpcurl, server, "InvalidateByHealth", {"key": "a"}),
+        "ListBans": call(grpcurl, server, "ListBans", {}),
+        "Unban": call(grpcurl, server, "Unban", {"key": "a"}),
         "GetStats": call(grpcurl, server, "GetStats", {}),
         "StreamStats": _stream(grpcurl, server),
         "Delete": call(grpcurl, server, "Delete", {"key": "a"}),
         "Clear": call(grpcurl, server, "Clear", {}),
     }
+    mask = {"paths": ["labels.city", "labels.country"]}
+    changed = {"entry": {"key": "b", "labels": {"city": "Bonn"}}, "updateMask": mask}
+    call(grpcurl, server, "Put", {"entry": {**entry, "key": "b"}})
+    assert call(grpcurl, server, "Put", changed)["key"] == "b"
+    assert call(grpcurl, server, "Get", {"key": "b"})["entry"]["labels"] == {"city": "Bonn"}
+    call(grpcurl, server, "Clear", {})
     assert set(called) == set(METHODS)
     assert called["Put"]["storedIn"] == ["TIER_L1", "TIER_L2", "TIER_L3"]
     assert called["BatchPut"]["results"][1]["error"]["reason"] == "INVALID_PROXY_URL"
@@ -69,6 +77,7 @@ def test_every_method_can_be_called(grpcurl: Path, server: RpcServer) -> None:
     }
     assert called["GetStats"]["statistics"]["entries"] == "2"
     assert called["StreamStats"] == ["1", "2", "3"]
+    assert called["ListBans"] == called["Unban"] == {}
     assert called["Delete"] == {"deleted": True}
     assert called["Clear"] == {"cleared": "1"}
 
