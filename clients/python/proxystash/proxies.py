@@ -1,12 +1,17 @@
-"""Proxy URLs: how one is read, and the key it is known by. Pure Python, no gRPC."""
+"""Proxy URLs: how one is read, and the key it is known by. Pure Python, no gRPC.
+
+docs/keys.md has the rules for other languages, with test vectors.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import ipaddress
 import re
+import unicodedata
 from dataclasses import dataclass, field
-from urllib.parse import unquote_to_bytes
+from enum import StrEnum
+from urllib.parse import quote, unquote_to_bytes
 
 SCHEMES = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
 MAX_URL_LENGTH = 2048
@@ -17,10 +22,10 @@ KEY_LENGTH = 16
 _MAX_HOST_LENGTH = 253
 _MAX_PORT = 65535
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
-_HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
+_HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _IPV4 = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}")
-_ENDS_IN_NUMBER = re.compile(r"(?:^|\.)[0-9]+\.?$")
+_ENDS_IN_NUMBER = re.compile(r"(?:^|\.)[0-9]+$")
 # A whole URL as most of them are: in its one spelling already, without credentials. It passes all the checks
 # below, and one look tells.
 _USUAL = re.compile(
@@ -31,6 +36,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _AFTER_AUTHORITY = re.compile(r"[/?#]")
 _USERINFO = re.compile(r"(//)\S*@")
+# What the two versions of IDNA convert to different names; none of them is the right one for everybody.
+_DEVIATIONS = re.compile("[\u00df\u03c2\u1e9e\u200c\u200d]")
 
 
 class InvalidProxyUrl(ValueError):  # noqa: N818 -- the name reads as what it says at every `except`
@@ -46,12 +53,24 @@ class ProxyAddress:
     password: str | None = field(default=None, repr=False)
 
 
+class Identity(StrEnum):
+    """What tells one proxy from another, and so what its key is made of.
+
+    Not every gateway has a user for each session: some tell sessions by the password alone.
+    """
+
+    URL = "url"
+    USER = "user"
+    USER_AND_PASSWORD = "user+password"
+
+
 def parse_proxy_url(text: str) -> ProxyAddress:
     """Read `scheme://[username[:password]@]host:port` and bring it into its one spelling.
 
-    Scheme and host become lower case, one trailing `/` is dropped, the port loses leading zeros, and
-    username and password are percent-decoded (an empty one is None). Raises InvalidProxyUrl, whose message
-    can be shown to anyone.
+    Scheme and host become lower case; one trailing `/`, a dot at the end of the host and leading zeros of the
+    port are dropped; an international name is converted to its `xn--` form; an IPv6 address is written as RFC
+    5952 has it, one that maps an IPv4 address (`::ffff:192.0.2.1`) as that. Username and password are
+    percent-decoded (an empty one is None). Raises InvalidProxyUrl, whose message can be shown to anyone.
     """
     if not isinstance(text, str):
         raise InvalidProxyUrl("a proxy URL must be text")
@@ -97,7 +116,35 @@ def key_of(url: str, username: str | None) -> str:
     if username:
         _check_credential(username, "username")
         identity = url.replace("://", f"://{username}@", 1)
+    return _hash(identity)
+
+
+def _hash(identity: str) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()[:KEY_LENGTH]
+
+
+def key_by(identity: Identity, address: ProxyAddress) -> str:
+    """The key of a proxy under an identity of choice; `Identity.USER` is the rule of `cache_key`.
+
+    With the password in it, the text that is hashed has `username`, a line feed and the password before the
+    `@`: no credential can have a line feed, so no two pairs give the same text.
+    """
+    if identity is Identity.URL:
+        return key_of(address.url, None)
+    if identity is Identity.USER or not address.password:
+        return key_of(address.url, address.username)
+    userinfo = f"{address.username or ''}\n{address.password}"
+    return _hash(address.url.replace("://", f"://{userinfo}@", 1))
+
+
+def join_proxy_url(address: ProxyAddress) -> str:
+    """The URL with its credentials, percent-encoded, as curl, requests and most HTTP clients take it."""
+    if not address.username and not address.password:
+        return address.url
+    userinfo = quote(address.username or "", safe="")
+    if address.password:
+        userinfo += ":" + quote(address.password, safe="")
+    return address.url.replace("://", f"://{userinfo}@", 1)
 
 
 def is_ipv6(text: str) -> bool:
@@ -107,6 +154,11 @@ def is_ipv6(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def is_ip(host: str) -> bool:
+    """Whether the host of a URL is an IP address, that of version 6 in brackets."""
+    return host.startswith("[") or _IPV4.fullmatch(host) is not None
 
 
 def redact_url(proxy_url: str) -> str:
@@ -156,7 +208,7 @@ def _parse_location(location: str) -> tuple[str, int]:
             raise InvalidProxyUrl("the bracket around the IPv6 address is not closed")
         if rest and not rest.startswith(":"):
             raise InvalidProxyUrl("only a port may follow the IPv6 address")
-        return f"[{_parse_ipv6(address)}]", _parse_port(rest[1:])
+        return _parse_ipv6(address), _parse_port(rest[1:])
     host, _, port = location.partition(":")
     if ":" in port:
         raise InvalidProxyUrl("the host contains ':'; an IPv6 address must stand in brackets")
@@ -168,7 +220,8 @@ def _parse_ipv6(address: str) -> str:
         raise InvalidProxyUrl("an IPv6 zone is not allowed")
     if not is_ipv6(address):
         raise InvalidProxyUrl("the text in brackets is not an IPv6 address")
-    return address.lower()
+    parsed = ipaddress.IPv6Address(address)
+    return str(parsed.ipv4_mapped) if parsed.ipv4_mapped is not None else f"[{parsed.compressed}]"
 
 
 def _parse_host(host: str) -> str:
@@ -176,15 +229,32 @@ def _parse_host(host: str) -> str:
         return host
     if not host:
         raise InvalidProxyUrl("the proxy URL has no host")
-    if not host.isascii():
-        raise InvalidProxyUrl("the host is not ASCII; write an international name in its xn-- form")
-    host = host.lower()
+    host = (host if host.isascii() else _to_ascii(host)).lower().removesuffix(".")
+    if _IPV4.fullmatch(host):
+        return host
     if len(host) > _MAX_HOST_LENGTH or not _HOST.fullmatch(host):
         raise InvalidProxyUrl("the host is neither a name nor an IP address")
     if _ENDS_IN_NUMBER.search(host):
         # No name ends in a number: this was meant as an IPv4 address.
         raise InvalidProxyUrl("the host is not a valid IPv4 address")
     return host
+
+
+def _to_ascii(host: str) -> str:
+    """An international name in its `xn--` form."""
+    converted = None
+    # The converter knows Unicode 3.2: what came later it would pass on as it is, capitals too.
+    unknown = any(unicodedata.ucd_3_2_0.category(char) == "Cn" for char in host)
+    if len(host) <= _MAX_HOST_LENGTH and not unknown and not _DEVIATIONS.search(host):
+        try:
+            converted = host.encode("idna").decode("ascii")
+        except UnicodeError:
+            pass
+    if converted is None:
+        # Raised out here because a UnicodeError in its context would carry the host along, which may be a
+        # credential that was misread.
+        raise InvalidProxyUrl("the host is no international name that converts in one way; write it as xn--")
+    return converted
 
 
 def _parse_port(port: str) -> int:

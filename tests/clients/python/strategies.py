@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import strategies as st
 
 from proxystash import CacheEntry, HealthMonitoring, HealthStatus
-from proxystash.proxies import SCHEMES, cache_key
+from proxystash.proxies import SCHEMES, cache_key, parse_proxy_url
 
 _label = st.from_regex(r"\A[a-zA-Z0-9_]([a-zA-Z0-9_-]{0,10}[a-zA-Z0-9_])?\Z")
 _names = st.lists(_label, min_size=1, max_size=3).map(".".join).filter(lambda name: not name[-1].isdigit())
@@ -39,7 +39,7 @@ monitoring = st.builds(
 @st.composite
 def entries(draw: st.DrawFn) -> CacheEntry:
     """Entries as a server returns them, that expire long after any test runs."""
-    url = f"{draw(st.sampled_from(SCHEMES))}://{draw(hosts).lower()}:{draw(ports)}"
+    url = parse_proxy_url(f"{draw(st.sampled_from(SCHEMES))}://{draw(hosts)}:{draw(ports)}").url
     username = draw(st.none() | credentials.filter(bool))
     fetch_time = draw(st.none() | moments)
     ttl = timedelta(days=100 * 365, microseconds=draw(st.integers(0, 10**15)))

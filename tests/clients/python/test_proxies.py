@@ -27,6 +27,17 @@ SECRET = "s3cr3t-p4ss"
         ("https://localhost:65535", "https://localhost:65535"),
         ("http://host:00080", "http://host:80"),
         ("http://@host:80", "http://host:80"),
+        ("http://GW.example.:080", "http://gw.example:80"),
+        ("http://192.0.2.1.:80", "http://192.0.2.1:80"),
+        ("http://[2001:DB8:0:0:0:0:0:1]:80", "http://[2001:db8::1]:80"),
+        ("http://[2001:0db8::0001]:80", "http://[2001:db8::1]:80"),
+        ("http://[2001:db8:0:0:1:0:0:1]:80", "http://[2001:db8::1:0:0:1]:80"),
+        ("http://[2001:db8:0:1:1:1:1:1]:80", "http://[2001:db8:0:1:1:1:1:1]:80"),
+        ("http://[::ffff:192.0.2.1]:80", "http://192.0.2.1:80"),
+        ("http://[::FFFF:C000:0201]:80", "http://192.0.2.1:80"),
+        ("http://bücher.example:80", "http://xn--bcher-kva.example:80"),
+        ("http://BÜCHER。Example.:80", "http://xn--bcher-kva.example:80"),
+        ("http://XN--BCHER-KVA.example:80", "http://xn--bcher-kva.example:80"),
     ],
 )
 def test_a_url_is_brought_into_its_one_spelling(text: str, url: str) -> None:
@@ -84,7 +95,10 @@ def test_userinfo_is_split_off_and_decoded(text: str, username: str | None, pass
         ("http://h%41:80", "neither a name nor"),
         ("http://h\\x:80", "neither a name nor"),
         (f"http://{'a.' * 127}a:80", "neither a name nor"),
-        ("http://bücher.example:80", "xn--"),
+        ("http://.:80", "neither a name nor"),
+        ("http://faß.example:80", "write it as xn--"),
+        ("http://\u0378.example:80", "write it as xn--"),
+        (f"http://{'ü' * 300}.example:80", "write it as xn--"),
         ("http://h:1/path", "has a path"),
         ("http://h:1//", "has a path"),
         ("http://h:1?", "has a query"),
@@ -124,6 +138,7 @@ def test_what_is_no_proxy_url_is_refused_with_its_fault(text: str, fault: str) -
         f"http://h:{SECRET}",
         f"http://{SECRET}_-:1",
         f"http://[{SECRET}]:1",
+        f"http://{SECRET}ß:1",
     ],
 )
 def test_no_error_quotes_what_may_be_a_credential(text: str) -> None:
@@ -185,7 +200,7 @@ def test_any_credentials_survive_the_way_into_a_url_and_back(
 
     address = parse_proxy_url(f"{scheme}://{userinfo}{host}:{port}")
 
-    assert address.url == f"{scheme}://{host.lower()}:{port}"
+    assert address.url == parse_proxy_url(f"{scheme}://{host}:{port}").url
     assert (address.username, address.password) == (username or None, password or None)
     assert parse_proxy_url(address.url).url == address.url
     assert cache_key(address.url, username) == cache_key(f"{scheme}://{userinfo}{host}:{port}")
