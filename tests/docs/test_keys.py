@@ -79,4 +79,7 @@ def test_the_command_on_the_page_gives_what_it_says() -> None:
 
     assert commands
     for command, key in commands:
-        assert subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True).stdout == f"{key}\n"
+        assert (
+            subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True).stdout
+            == f"{key}\n"
+        )

@@ -33,7 +33,16 @@ if TYPE_CHECKING:
         ResourceExhaustedError,
         UnavailableError,
     )
-    from proxystash.files import ProxyFileError, Rejected, entry_to_json, read_proxy_file
+    from proxystash.files import (
+        ListReader,
+        ProxyFileError,
+        Rejected,
+        entry_to_csv,
+        entry_to_json,
+        entry_to_url,
+        read_proxy_file,
+        read_proxy_files,
+    )
     from proxystash.models import (
         Ban,
         CacheEntry,
@@ -52,7 +61,15 @@ if TYPE_CHECKING:
         TierState,
         TierStatistics,
     )
-    from proxystash.proxies import SCHEMES, InvalidProxyUrl, ProxyAddress, cache_key, parse_proxy_url
+    from proxystash.proxies import (
+        SCHEMES,
+        Identity,
+        InvalidProxyUrl,
+        ProxyAddress,
+        cache_key,
+        key_by,
+        parse_proxy_url,
+    )
     from proxystash.streams import AsyncStatsStream, StatsStream
 
 __all__ = [
@@ -71,11 +88,13 @@ __all__ = [
     "GetResult",
     "HealthMonitoring",
     "HealthStatus",
+    "Identity",
     "InternalError",
     "InvalidArgumentError",
     "InvalidProxyUrl",
     "InvalidationResult",
     "LatencySummary",
+    "ListReader",
     "NotFoundError",
     "ProxyAddress",
     "ProxyFileError",
@@ -92,9 +111,13 @@ __all__ = [
     "TierStatistics",
     "UnavailableError",
     "cache_key",
+    "entry_to_csv",
     "entry_to_json",
+    "entry_to_url",
+    "key_by",
     "parse_proxy_url",
     "read_proxy_file",
+    "read_proxy_files",
 ]
 
 _MODULES = {
@@ -112,7 +135,16 @@ _MODULES = {
         "ResourceExhaustedError",
         "UnavailableError",
     ],
-    "files": ["ProxyFileError", "Rejected", "entry_to_json", "read_proxy_file"],
+    "files": [
+        "ListReader",
+        "ProxyFileError",
+        "Rejected",
+        "entry_to_csv",
+        "entry_to_json",
+        "entry_to_url",
+        "read_proxy_file",
+        "read_proxy_files",
+    ],
     "models": [
         "Ban",
         "CacheEntry",
@@ -131,7 +163,15 @@ _MODULES = {
         "TierState",
         "TierStatistics",
     ],
-    "proxies": ["SCHEMES", "InvalidProxyUrl", "ProxyAddress", "cache_key", "parse_proxy_url"],
+    "proxies": [
+        "SCHEMES",
+        "Identity",
+        "InvalidProxyUrl",
+        "ProxyAddress",
+        "cache_key",
+        "key_by",
+        "parse_proxy_url",
+    ],
     "streams": ["AsyncStatsStream", "StatsStream"],
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -10,7 +10,6 @@ from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from proxystash._records import as_utc
 from proxystash.compiled import compile_function, field_sources
 from proxystash.errors import InternalError
 from proxystash.models import (
@@ -30,6 +29,7 @@ from proxystash.models import (
     TierState,
     TierStatistics,
 )
+from proxystash.times import as_utc
 from proxystash.v1 import cache_service_pb2 as pb
 
 if TYPE_CHECKING:

@@ -61,7 +61,7 @@ class Identity(StrEnum):
 
     URL = "url"
     USER = "user"
-    USER_AND_PASSWORD = "user+password"
+    USER_AND_PASSWORD = "user+password"  # noqa: S105 -- names one
 
 
 def parse_proxy_url(text: str) -> ProxyAddress:

@@ -455,7 +455,7 @@ class CacheManager:
         self._recovery.maintain()
 
     def warm_from_file(self, file_path: str, ttl_override: int | None = None) -> transfer.WarmResult:
-        """Load proxies from a json, jsonl, csv or plain text file.
+        """Load proxies from a list in any of the formats that `proxystash.files` reads.
 
         How many were loaded, skipped, failed, and why. `ttl_override` is in seconds, from 1 to 10 years;
         raises InvalidEntryError for any other.

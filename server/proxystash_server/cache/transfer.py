@@ -34,6 +34,13 @@ class RejectedRecord(TypedDict):
     kind: str
 
 
+class WarmNotice(TypedDict):
+    """What was guessed, or left out of records that were loaded."""
+
+    notice: str
+    records: int
+
+
 class WarmResult(TypedDict):
     """What became of a file's records. `rejected` says why for each that was skipped or failed."""
 
@@ -41,6 +48,7 @@ class WarmResult(TypedDict):
     skipped: int
     failed: int
     rejected: list[RejectedRecord]
+    notices: list[WarmNotice]
 
 
 class ExportResult(TypedDict):
@@ -64,7 +72,7 @@ def warm_from_file(
     """
     if ttl_override is not None:
         check_ttl(ttl_override * SECOND_US)
-    result = WarmResult(loaded=0, skipped=0, failed=0, rejected=[])
+    result = WarmResult(loaded=0, skipped=0, failed=0, rejected=[], notices=[])
 
     def reject(rejected: Rejected) -> None:
         result[rejected.kind] += 1
@@ -72,6 +80,7 @@ def warm_from_file(
             RejectedRecord(where=rejected.where, reason=rejected.reason, kind=rejected.kind)
         )
 
+    records = read_proxy_file(file_path)
     batch: list[CacheEntry] = []
 
     def store() -> None:
@@ -83,7 +92,7 @@ def warm_from_file(
         batch.clear()
 
     try:
-        for number, record in enumerate(read_proxy_file(file_path), start=1):
+        for record in records:
             if isinstance(record, Rejected):
                 reject(record)
                 continue
@@ -92,12 +101,15 @@ def warm_from_file(
             try:
                 batch.append(_from_record(new_entry, record))
             except InvalidEntryError as error:
-                reject(Rejected(f"record {number}", f"{error.field}: {error}", "skipped"))
+                reject(Rejected(records.place_of(record), f"{error.field}: {error}", "skipped"))
             if len(batch) == _BATCH:
                 store()
     except ProxyFileError as error:
         reject(Rejected(str(file_path), str(error), "failed"))
     store()
+    result["notices"] += [
+        WarmNotice(notice=notice, records=count) for notice, count in records.notices.items()
+    ]
     logger.info(
         "cache warmed",
         extra={"loaded": result["loaded"], "skipped": result["skipped"], "failed": result["failed"]},

@@ -346,12 +346,17 @@ def test_warm_loads_a_file_and_says_what_it_did_not_load(
     outcome = run("warm", str(file))
 
     first, *reasons = outcome.out.splitlines()
+    same_but_password = (
+        "duplicate of line 3, which differs in the password alone: give them keys of their own, or load them "
+        "with --identity user+password"
+    )
     assert outcome.code == 1
     assert first.startswith("loaded 2, skipped 2, failed 1 in ")
     assert reasons == [
-        "  skipped line 4: duplicate of line 3",
+        f"  skipped line 4: {same_but_password}",
         "  failed line 5: not UTF-8",
         "  skipped line 6: the port is not a number from 1 to 65535",
+        "  note: no scheme was given, http was taken (1 record)",
     ]
     stored = {(entry.proxy_url, entry.password) for entry in client.list(include_credentials=True)}
     assert stored == {("http://h:1", None), ("socks5://h:2", SECRET)}
@@ -369,7 +374,7 @@ def test_warm_tells_scripts_every_reason(run: Commands, tmp_path: Path) -> None:
     }  # fmt: skip
     unreadable, refused = outcome.json["rejected"]
     assert (unreadable["where"], unreadable["kind"]) == ("line 2", "failed")
-    assert (refused["where"], refused["kind"]) == ("http://h:2", "skipped")
+    assert (refused["where"], refused["kind"]) == ("line 3", "skipped")
     assert "source" in refused["reason"]
 
 
@@ -383,12 +388,13 @@ def test_warm_groups_many_reasons_and_lists_them_when_asked(run: Commands, tmp_p
     assert grouped.code == listed.code == 0
     assert grouped.out.splitlines()[0].startswith("loaded 3,000, skipped 51, failed 0 in ")
     assert grouped.out.splitlines()[1:] == [
-        "  skipped 50: duplicate of line … (first: line 3001)",
-        "  skipped 1: the proxy URL has no port (first: line 3051)",
+        "  skipped 50 like line 3001: duplicate of line 1",
+        "  skipped line 3051: the proxy URL has no port",
         "  --verbose lists each of them",
+        "  note: no scheme was given, http was taken (3,000 records)",
     ]
     assert listed.out.splitlines()[1] == "  skipped line 3001: duplicate of line 1"
-    assert len(listed.out.splitlines()) == 52
+    assert len(listed.out.splitlines()) == 53
 
 
 def test_warm_overrides_source_and_ttl(run: Commands, client: Client, tmp_path: Path) -> None:
@@ -417,7 +423,7 @@ def test_warm_that_loads_nothing_is_exit_code_1(run: Commands, tmp_path: Path) -
     [
         ("none.txt", None, "cannot read {file}: No such file or directory"),
         ("a.json", "{", "{file} is not JSON"),
-        ("a.csv", "a,b\n", "the header row of {file} names neither"),
+        ("a.csv", "a,b\n", "{file} holds no proxies, and its header row names neither"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_exit_code_2(
@@ -459,7 +465,7 @@ def test_what_is_exported_can_be_warmed_again(run: Commands, client: Client, tmp
     client.clear()
     warmed = run("warm", str(file), "--json")
 
-    assert exported.json == {"exported": 1500, "file": str(file)}
+    assert exported.json == {"exported": 1500, "file": str(file), "format": "jsonl"}
     assert warmed.json["loaded"] == 1500
     after = list(client.list(include_credentials=True))
     assert [(entry.key, entry.password, entry.labels, entry.expires_at) for entry in after] == [

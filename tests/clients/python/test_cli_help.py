@@ -88,6 +88,12 @@ def test_the_version_is_that_of_the_distribution() -> None:
         (["list", "--scheme", "gopher"], "the schemes are http"),
         (["list", "--limit", "0"], "--limit"),
         (["export", "proxies.txt"], "name the file .jsonl"),
+        (["export", "proxies.txt", "--format", "xml"], "the formats are jsonl, csv"),
+        (["export", "-", "--format", "host:port", "--include-credentials"], "has no place for them"),
+        (["warm"], "Missing argument"),
+        (["warm", "-", "--format", "xml"], "the formats are text, csv"),
+        (["warm", "-", "--scheme", "gopher"], "the schemes are http"),
+        (["warm", "-", "--identity", "name"], "--identity"),
         (["watch-stats", "--interval", "x"], "write a duration as"),
     ],
 )

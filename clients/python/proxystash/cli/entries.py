@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from proxystash._defaults import DEFAULT_TARGET, DEFAULT_TIMEOUT
-from proxystash._records import time_text
 from proxystash.cli import options, output
 from proxystash.cli.failures import CommandError, ExitCode
 from proxystash.models import CacheEntry, HealthStatus, PutMode
 from proxystash.proxies import InvalidProxyUrl, parse_proxy_url
+from proxystash.times import time_text
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -13,20 +13,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from proxystash._records import record_from_entry, time_text
+from proxystash.lists.writing import record_from_entry
 from proxystash.models import Ban, CacheEntry, CacheStatistics, LatencySummary
+from proxystash.times import time_text
 
 _WIDE = 1000
 
 
-def print_json(record: Mapping[str, object]) -> None:
-    """Print one object as a line of JSON."""
-    typer.echo(json.dumps(record))
+def print_json(record: Mapping[str, object], *, err: bool = False) -> None:
+    """Print one object as a line of JSON; on standard error where the other is taken."""
+    typer.echo(json.dumps(record), err=err)
 
 
-def print_line(text: str) -> None:
-    """Print one line for people."""
-    typer.echo(printable(text))
+def print_line(text: str, *, err: bool = False) -> None:
+    """Print one line for people; on standard error where the other is taken."""
+    typer.echo(printable(text), err=err)
 
 
 class _Console(Console):

@@ -10,7 +10,7 @@ A new field, say `anonymity: str`, is written down
 - in proxystash/models.py, for the client and for proxy files.
 
 A limit is a check in limits.py that `make_entry` calls. A field of a type that none has yet has its forms in
-plain.py, rpc/convert.py, proxystash/messages.py and proxystash/_records.py, by its type.
+plain.py, rpc/convert.py, proxystash/messages.py and proxystash/lists, by its type.
 """
 
 from __future__ import annotations
