@@ -36,6 +36,8 @@ class ServerProcess:
         self._lines: list[str] = []
         self._changed = threading.Condition()
         self._ended = False
+        self._reading = threading.Event()
+        self._reading.set()
         self._reader = threading.Thread(target=self._read, name="server-log", daemon=True)
         self._reader.start()
 
@@ -61,6 +63,14 @@ class ServerProcess:
     def wait_until_serving(self) -> None:
         self.target = self.wait_for_log("server started", _START_SECONDS)["address"]
 
+    def hold_log(self) -> None:
+        """Read no more of what the server logs, as a pipe does whose reader has stopped, until `read_log`."""
+        self._reading.clear()
+
+    def read_log(self) -> None:
+        """Read the log on."""
+        self._reading.set()
+
     def stop(self) -> int:
         """Ask the server to stop, wait for it, and return its exit code."""
         self.process.terminate()
@@ -80,6 +90,7 @@ class ServerProcess:
         assert self.process.stderr is not None
         with self.process.stderr as stderr:
             for line in stderr:
+                self._reading.wait()
                 with self._changed:
                     self._lines.append(line)
                     self._changed.notify_all()

@@ -84,8 +84,8 @@ class ErrorBoundary(grpc.ServerInterceptor):
         @functools.wraps(behavior, updated=())
         def guarded(request: Any, context: grpc.ServicerContext, *send: Any) -> Any:  # noqa: ANN401 - see Behavior
             try:
-                if request.__class__ is RequestError:
-                    raise request
+                if request.__class__ is Failure:
+                    raise RequestError(request)
                 return behavior(request, context, *send)
             except Exception as error:  # noqa: BLE001 - the boundary is here to catch everything
                 failure = self._failure(method, error, context)
@@ -97,8 +97,8 @@ class ErrorBoundary(grpc.ServerInterceptor):
         @functools.wraps(behavior, updated=())
         def guarded(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: ANN401 - see Behavior
             try:
-                if request.__class__ is RequestError:
-                    raise request
+                if request.__class__ is Failure:
+                    raise RequestError(request)
                 yield from behavior(request, context)
                 return
             except Exception as error:  # noqa: BLE001 - the boundary is here to catch everything
@@ -129,13 +129,16 @@ def _is_grpc_at_work(error: Exception, context: grpc.ServicerContext) -> bool:
 
 
 def _tolerant(read: Reader) -> Reader:
-    """`read`, but answering with the error where it fails: grpcio would make that failure INTERNAL."""
+    """`read`, but answering with what is wrong where it fails: grpcio would make that failure INTERNAL.
+
+    Not with the error, whose traceback holds the request, and would with it wait for the garbage collector.
+    """
 
     def read_request(serialized: bytes) -> Any:  # noqa: ANN401 - see Behavior
         try:
             return read(serialized)
         except RequestError as error:
-            return error
+            return error.failure
 
     return read_request
 

@@ -25,12 +25,13 @@ from proxystash_server.rpc.workers import WorkerPool
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 
 MAX_CALLS_OF_A_CONNECTION: Final = 1000
-_UNLIMITED: Final = 2**31 - 1
+MAX_CALLS_NOT_SEEN: Final = 10_000
 
 _OPTIONS: Final = (
-    # By default gRPC itself turns calls away when a thousand wait to be looked at, as CANCELLED.
-    ("grpc.server.max_pending_requests", _UNLIMITED),
-    ("grpc.server.max_pending_requests_hard_limit", _UNLIMITED),
+    # When so many wait to be looked at, by default a thousand, gRPC itself turns calls away, as CANCELLED.
+    # That takes ten connections at their limit, and bounds the memory of calls that are reset at once.
+    ("grpc.server.max_pending_requests", MAX_CALLS_NOT_SEEN),
+    ("grpc.server.max_pending_requests_hard_limit", MAX_CALLS_NOT_SEEN * 5 // 4),
     # Clients keep what goes beyond to themselves. Each takes some 20 KB here.
     ("grpc.max_concurrent_streams", MAX_CALLS_OF_A_CONNECTION),
     # By default two servers share a port, and each gets half of the calls.

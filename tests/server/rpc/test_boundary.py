@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, cast
+from unittest import mock
 
 import grpc
 import pytest
@@ -128,6 +132,28 @@ def test_a_bare_exception_that_is_no_abort_is_internal() -> None:
     handler: Handler = grpc.unary_unary_rpc_method_handler(fail)
     with structlog.testing.capture_logs(), serving_handlers(Fail=handler) as channel:
         assert refused(channel.unary_unary("/t/Fail"), b"").code is grpc.StatusCode.INTERNAL
+
+
+def test_nothing_of_a_refused_request_waits_for_the_garbage_collector() -> None:
+    """It may have 4 MiB, and the collector looks seldom."""
+    handler: Handler = grpc.unary_unary_rpc_method_handler(_raise_unexpectedly, **MESSAGES)
+    details: Any = SimpleNamespace(method="/t/Refused")
+    wrapped = ErrorBoundary({}).intercept_service(lambda _: handler, details)
+    assert wrapped is not None
+    assert wrapped.request_deserializer is not None
+    assert wrapped.unary_unary is not None
+    context: Any = mock.Mock(spec=grpc.ServicerContext)
+    context.abort_with_status.side_effect = StopAsyncIteration  # anything that ends the handler
+    gc.disable()
+    try:
+        for request in (bytes(1024 * 1024), b"\xff" * 1024):
+            before = sys.getrefcount(request)
+            with pytest.raises(StopAsyncIteration):
+                wrapped.unary_unary(wrapped.request_deserializer(request), context)
+            assert sys.getrefcount(request) == before
+    finally:
+        gc.enable()
+    assert context.abort_with_status.call_count == 2
 
 
 def test_an_unknown_method_stays_unimplemented() -> None:
