@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from tests.support.server import ServerProcess, running_server
 
 from .blocking import BlockingAsyncClient
 from .fake_service import FakeService, serving
+from .reading import Write
 
 # How long an example takes says nothing here.
 settings.register_profile("untimed", deadline=None)
@@ -62,3 +64,13 @@ def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
     yield make
     for client in clients:
         client.__exit__(None, None, None)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write_file(name: str, content: str | bytes) -> Path:
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write_file

@@ -210,7 +210,7 @@ def _with_credentials(shape: str, host: str, port: str, username: str, password:
 
 
 def _with(address: Address, scheme: str | None) -> Address:
-    return replace(address, scheme=scheme)
+    return address if scheme is None else replace(address, scheme=scheme)
 
 
 def _try(read: Callable[[str], Address | None], body: str) -> Address | str:

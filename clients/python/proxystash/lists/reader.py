@@ -33,7 +33,7 @@ _SUFFIXES: Final[Mapping[str, str]] = {
     ".yaml": "yaml",
     ".yml": "yaml",
 }
-_JSON_BEGINS = re.compile(rb'\s*(?:\{\s*"|\{\s*\}|\[\s*[\[{"\]]|\[\s*$)')
+_JSON_BEGINS = re.compile(rb'\s*(?:\{\s*"|\{\s*\}|\[\s*[{"\]]|\[\s*$)')
 _YAML_BEGINS = re.compile(
     rb"(?:---\s*$|(?:mixed-)?(?:port|socks-port): *\d+ *$|proxies:\s*(?:$|\[|#))", re.MULTILINE
 )

@@ -16,8 +16,9 @@ from proxystash.lists.words import field_of, flag_of
 
 _SEPARATORS: Final = ",;\t|"
 _ADDRESS = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}|[a-z0-9]://")
-# How many lines a quoted cell may have: an open quote must not swallow the file.
-_MAX_LINES_OF_A_CELL: Final = 50
+# How many lines and characters a row may have: an open quote must not swallow the file.
+_MAX_LINES: Final = 20
+_MAX_CHARACTERS: Final = 1 << 16
 # How many rows are looked at to see whether a file without a header is a list at all.
 _LOOKED_AT: Final = 100
 # What makes the proxy: a damaged quote there costs the record, elsewhere the cell.
@@ -147,7 +148,7 @@ def _read_rows(lines: Iterator[Line], header: Header, section: Section) -> Found
             section.read(line.strip())
             continue
         if '"' in line and header.split(line).is_open:
-            while len(waiting) < _MAX_LINES_OF_A_CELL and (following := next(lines, None)) is not None:
+            while len(waiting) < _MAX_LINES and (following := next(lines, None)) is not None:
                 waiting.append(following)
             line = _joined(line, waiting, header)
         yield where, header.record(where, line), section.default
@@ -163,6 +164,8 @@ def _joined(line: str, following: list[Line], header: Header) -> str:
         if isinstance(more, Rejected) or header.begins_a_record(more):
             break
         text += "\n" + more
+        if len(text) > _MAX_CHARACTERS:
+            break
         if '"' in more:
             row = header.split(text)
             if not row.damaged and len(row.cells) == len(header.names):

@@ -136,19 +136,19 @@ def country_code(text: str) -> str | None:
 
 
 def read_schemes(text: str) -> Iterator[str | None]:
-    """Each scheme that a text such as `HTTP/HTTPS`, `SOCKS 5` or `http|socks4` names, None for what is none.
+    """Each scheme that a text such as `HTTP/HTTPS`, `SOCKS 5` or `http|socks4` names, and None if others.
 
     `socks` stands for one that does not say which.
     """
     spaced = _SOCKS.sub(
         lambda match: f" socks{match[1]} " + ("socks5 " if match[2] else ""), text.strip().lower()
     )
-    seen = set()
+    seen: set[str | None] = set()
     for word in _BETWEEN_SCHEMES.split(spaced.replace("http(s)", "http https")):
         if word in {"", "and", "or"}:
             continue
         scheme = _FLAGS.get(word) or ("http" if word.startswith("connect:") else None)
-        if scheme is None or scheme not in seen:
+        if scheme not in seen:
             seen.add(scheme)
             yield scheme
 
