@@ -103,7 +103,7 @@ class _Elements(Iterator[Salvaged]):
         self.patience -= read
         resumes = _RESUMES[self._kind].search(self._text, self.position) if self.patience > 0 else None
         failure = f"not JSON: {reason}"
-        if self._beyond <= len(self._text) and (resumes is None or resumes.end() > self._beyond):
+        if self._beyond <= len(self._text) and (resumes is None or resumes.end() >= self._beyond):
             self._ended = True
             self.position = self._beyond
         elif resumes is None:
