@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable
 
 from proxystash_server.cache import CacheTierType
+from tests.torture.evicting_cache import POLICIES, check_under_eviction
 from tests.torture.failing_tier import check_under_faults
 from tests.torture.kill_points import find_points, kill_everywhere
 from tests.torture.killed_server import check_under_kills
@@ -44,8 +45,8 @@ def torture_kill_points(tally: Tally, seed: int, seconds: float) -> None:
 
 
 def torture_linearizability(tally: Tally, seed: int, seconds: float) -> None:
-    """Histories of a server that is killed again and again, and of a cache one of whose tiers fails."""
-    share = seconds / len(BACKENDS) / 2
+    """Histories of a server that is killed again and again, of a cache that fails, and of one that evicts."""
+    share = seconds / len(BACKENDS) / 3
     for l2_backend in BACKENDS:
         until = time.monotonic() + share
         histories = operations = 0
@@ -58,6 +59,11 @@ def torture_linearizability(tally: Tally, seed: int, seconds: float) -> None:
             for failing in (CacheTierType.L2, CacheTierType.L3):
                 operations += len(check_under_faults(tally, l2_backend, failing, seed + histories, 2))
                 histories += 1
+        until = time.monotonic() + share
+        while time.monotonic() < until:
+            policy = POLICIES[histories % len(POLICIES)]
+            operations += len(check_under_eviction(tally, l2_backend, policy, seed + histories, 2))
+            histories += 1
         print(f"  {l2_backend}: {operations:,} operations in {histories} histories, each explained")
 
 

@@ -64,12 +64,14 @@ def make_config(
     *,
     l1: CacheTierConfig | None = None,
     l2: CacheTierConfig | None = None,
+    l3: CacheTierConfig | None = None,
     threshold: int = 3,
 ) -> CacheConfig:
     """A configuration of everything inside `directory`, its key file included."""
     return CacheConfig(
         l1_config=CacheTierConfig(max_entries=3) if l1 is None else l1,
         l2_config=CacheTierConfig() if l2 is None else l2,
+        l3_config=CacheTierConfig() if l3 is None else l3,
         l2_backend=l2_backend,
         l2_cache_dir=directory / "l2",
         l3_database_path=directory / "l3" / "proxystash.db",

@@ -7,10 +7,15 @@ import math
 import random
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from proxystash_server.cache import CacheTierType, L2BackendType
+from proxystash_server.cache.coherence.authority import Committed
+from proxystash_server.cache.coherence.changes import Changes
+from proxystash_server.cache.coherence.plan import Plan, Put, Request
+from tests.torture.evicting_cache import POLICIES, Policy, check_under_eviction
 from tests.torture.failing_tier import check_under_faults
 from tests.torture.histories import record
 from tests.torture.killed_server import check_under_kills
@@ -42,6 +47,44 @@ def test_threads_see_one_order_while_a_tier_fails_again_and_again(
 
     assert tally["faults"]
     assert any(one.kind == "get" and one.value is not None for one in history)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("l2_backend", BACKENDS)
+def test_threads_see_one_order_while_entries_make_room_for_each_other(
+    l2_backend: L2BackendType, policy: Policy
+) -> None:
+    """Given tiers of one, two and three entries: what was evicted is gone, and what was put was stored."""
+    history = check_under_eviction(Tally(), l2_backend, policy, seed=1, seconds=1)
+
+    assert any(one.kind == "get" and one.value is not None for one in history)
+
+
+@pytest.mark.parametrize("planted", ["refused", "half"])
+def test_a_put_that_is_answered_by_what_its_group_made_of_it_is_found(
+    monkeypatch: pytest.MonkeyPatch, planted: str
+) -> None:
+    """Given answers that leave out the tiers in which an entry has made room for others of its group."""
+    answer = Changes._answer
+
+    def answer_by_what_is_left(
+        changes: Changes,
+        requests: Sequence[Request],
+        plan: Plan,
+        committed: Committed,
+        took: dict[CacheTierType, list[str]],
+    ) -> list[Any]:
+        answers = answer(changes, requests, plan, committed, took)
+        for place, request in enumerate(requests):
+            left = tuple(sorted(tier for tier, evicted in took.items() if request.key not in evicted))
+            if isinstance(request, Put) and len(left) < len(took):
+                tiers = left if planted == "half" else ()
+                answers[place] = answers[place]._replace(stored_in=tiers)
+        return answers
+
+    monkeypatch.setattr(Changes, "_answer", answer_by_what_is_left)
+    with pytest.raises(BreachError, match="is said to be stored in"):
+        check_under_eviction(Tally(), L2BackendType.JSONL, "lru", seed=1, seconds=30, most=5000)
 
 
 class FakeStore:

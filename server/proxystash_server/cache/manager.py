@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -12,7 +13,7 @@ from proxystash.models import HealthMonitoring, HealthStatus
 from proxystash.proxies import InvalidProxyUrl, cache_key, key_of
 from proxystash_server.cache import transfer
 from proxystash_server.cache.coherence.authority import Authority
-from proxystash_server.cache.coherence.changes import Changes, Stored, StoredIn
+from proxystash_server.cache.coherence.changes import Changes, Stored, StoredIn, batches
 from proxystash_server.cache.coherence.disk_cache import DiskCache
 from proxystash_server.cache.coherence.failures import BanRules, FailureHistory, Failures
 from proxystash_server.cache.coherence.feed import Listener
@@ -61,7 +62,6 @@ from proxystash_server.cache.periodic import (
 )
 from proxystash_server.cache.setup import failures_path, guard_tiers, missed_changes_path, unlock
 from proxystash_server.cache.tiers.base import (
-    EXPIRY_BATCH,
     CacheTier,
     DiskTier,
     EntryFilter,
@@ -108,7 +108,8 @@ class CacheManager:
         # For L1's hits: the usual clock without a function in between.
         self._nanoseconds = time.time_ns if clock is wall_clock else lambda: clock() * 1000
         self._locks = KeyLocks()
-        self._closed = False
+        self._closing = threading.Lock()
+        self._closed = self._released = False
         recorder = StatisticsRecorder if config.enable_statistics else SilentStatistics
         self._statistics = recorder(clock(), monotonic)
         self.encryptor: CredentialEncryptor
@@ -329,8 +330,7 @@ class CacheManager:
             if not self._authority.is_incomplete:
                 return page
             # Damage came to light: what the others hold of it is brought back before anybody misses it.
-            self._recovery.refill()
-            if self._authority.is_incomplete:
+            if not self._recovery.refill():
                 raise CacheUnavailableError("a tier failed while its entries were listed; try again")
 
     # -- changing
@@ -345,7 +345,7 @@ class CacheManager:
         return bool(self._put([(key, entry)])[0])
 
     def put_many(self, entries: Sequence[CacheEntry]) -> list[StoredIn]:
-        """Store entries under their own keys, in one commit for each tier: the tiers that hold each now.
+        """Store entries under their own keys, in one commit for each tier: the tiers that took each.
 
         Those are none if no tier could take it. Of equal keys the last one counts.
         """
@@ -405,8 +405,8 @@ class CacheManager:
         removed = 0
         self._check_open()
         for expired_keys in self._reads.expired_key_sources():
-            while keys := expired_keys(self._clock(), EXPIRY_BATCH):
-                expired = self._changes.expire(keys)
+            while keys := expired_keys(self._clock()):
+                expired = sum(map(self._changes.expire, batches(keys)))
                 removed += expired
                 if not expired:
                     break
@@ -472,18 +472,23 @@ class CacheManager:
         )
 
     def close(self) -> None:
-        """Flush, stop the background work and release the files; idempotent. Calls under way may fail."""
-        if self._closed:
-            return
-        self._closed = True
-        if self.ttl_manager is not None:
-            self.ttl_manager.stop()
-        self._maintenance.stop()
-        self._changes.flush_uses()
-        self._recovery.make_up_for_what_was_missed()
-        with self._changes.all_locked():
-            self._recovery.close()
-            self._history.close()
+        """Flush, stop the background work and release the files; idempotent. Calls under way may fail.
+
+        Where an interrupt has ended it, it can be called again.
+        """
+        with self._closing:
+            if self._released:
+                return
+            self._closed = True
+            if self.ttl_manager is not None:
+                self.ttl_manager.stop()
+            self._maintenance.stop()
+            self._changes.flush_uses()
+            self._recovery.make_up_for_what_was_missed()
+            with self._changes.lock, self._changes.lock_reads():
+                self._recovery.close()
+                self._history.close()
+            self._released = True
 
     def __enter__(self) -> Self:
         return self
@@ -525,4 +530,6 @@ class CacheManager:
 
     def _on_corruption(self, tier: CacheTierType, key: str | None, reason: str) -> None:
         self._statistics.record_evictions(EvictionCause.CORRUPTION, {tier: 1})
+        if tier is self._authority.name:
+            self._authority.last_damage = object()
         logger.warning("record set aside", extra={"tier": str(tier), "reason": reason})

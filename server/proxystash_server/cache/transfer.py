@@ -66,7 +66,7 @@ def warm_from_file(
 ) -> WarmResult:
     """Put every usable record of a proxy file into the cache, in batches.
 
-    `put_many` gives for each entry the tiers that hold it. `ttl_override` is in seconds and counts from
+    `put_many` gives for each entry the tiers that took it. `ttl_override` is in seconds and counts from
     now. A file that cannot be read as a whole is one failure. Raises InvalidEntryError for a `ttl_override`
     that no entry may have.
     """

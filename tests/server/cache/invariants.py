@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import sqlite3
 import zlib
+from collections.abc import Collection
 from contextlib import closing
 from pathlib import Path
 
 from proxystash_server.cache import CacheEntry, CacheManager, CacheTier, JsonlCacheTier, MemoryCacheTier
+from proxystash_server.cache.ground.keylocks import KeyLocks
 from tests.server.cache.support import guards_of
 
 
@@ -48,9 +50,16 @@ def check_agreement(manager: CacheManager) -> None:
 
 
 def check_nothing_is_held(manager: CacheManager) -> None:
-    """Assert that no key's lock outlived its use."""
-    assert not manager._locks._locks
-    assert not manager._locks._all_held
+    """Assert that no lock outlived its use, and that nobody counts as the leader of changes."""
+    assert held_keys(manager._locks) == []
+    assert not manager._changes.lock.locked()
+    assert not manager._changes._groups._has_leader
+    assert not manager._changes._flush_lock.locked()
+
+
+def held_keys(locks: KeyLocks) -> list[Collection[str] | None]:
+    """What is held of key locks: the keys of each holder, or None for all."""
+    return [one.keys for one in locks._asked if one.under_way.locked()]
 
 
 def check_files(directory: Path) -> None:

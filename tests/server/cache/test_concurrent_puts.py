@@ -14,7 +14,7 @@ from proxystash_server.cache.coherence.changes import StoredIn
 from proxystash_server.cache.entry.entry import stamped
 from proxystash_server.cache.tiers.base import Applied, AuthorityTier, Decide, Write
 from tests.server.cache.stash import Stash
-from tests.server.cache.support import wait_until
+from tests.server.cache.support import bounded, wait_until
 
 EVERYWHERE = tuple(CacheTierType)
 
@@ -155,3 +155,15 @@ def test_failures_are_carried_on_through_a_group(stash: Stash, monkeypatch: pyte
         assert answer.result(30) == [EVERYWHERE]
     counts = {key: manager.l3_tier.get(key) for key in ("failed", "sound")}
     assert {key: found and found.failure_count for key, found in counts.items()} == {"failed": 1, "sound": 0}
+
+
+@pytest.mark.parametrize("bounded_tier", ["l1_config", "l2_config", "l3_config"])
+def test_a_put_that_makes_room_for_others_of_its_group_was_stored(
+    stash: Stash, monkeypatch: pytest.MonkeyPatch, bounded_tier: str
+) -> None:
+    """Each caller is told what it would be told if the others had come a moment later."""
+    manager = stash.open(**{bounded_tier: bounded(1)})
+    with together(manager, monkeypatch) as puts:
+        futures = [puts.put(entry(manager, f"key-{number}")) for number in range(4)]
+    assert [future.result() for future in futures] == [[EVERYWHERE]] * 4
+    assert puts.stored[1:] == [[f"key-{number}" for number in range(4)]]

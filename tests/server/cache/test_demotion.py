@@ -9,7 +9,18 @@ import pytest
 from proxystash_server.cache import CacheManager, CacheTierType, EntryFilter, L2BackendType
 from tests.server.cache.invariants import check_invariants
 from tests.server.cache.stash import Stash
-from tests.server.cache.support import SWITCHED_OFF, FakeClock, bounded, keys_of, put
+from tests.server.cache.support import (
+    SWITCHED_OFF,
+    FakeClock,
+    bounded,
+    broken,
+    content_of,
+    fail_until_skipped,
+    guards_of,
+    keys_of,
+    nothing_writable,
+    put,
+)
 from tests.server.cache.test_get import holders
 
 L1, L2, L3 = CacheTierType
@@ -180,6 +191,46 @@ def test_a_smaller_capacity_counts_from_the_next_start(
     assert statistics.entries == 5 - len(gone)
     evicted = statistics.l2_stats if tier == "l2_config" else statistics.l3_stats
     assert evicted.evictions_capacity == 3
+
+
+# -- what makes room in memory while the disk tiers are away
+
+
+def test_what_memory_alone_had_is_evicted_and_not_demoted(stash: Stash) -> None:
+    """Given both disk tiers away and no journal: what falls out of memory is gone, and counts as that."""
+    manager = stash.open(l1_config=bounded(3))
+    with nothing_writable(manager):
+        for guard in guards_of(manager):
+            fail_until_skipped(manager, guard.tier)
+        for number in range(10):
+            put(manager, f"key-{number}")
+            manager.maintain()
+        statistics = manager.get_statistics()
+        assert statistics.l1_stats.evictions_capacity == 7
+        assert statistics.demotions == 0
+        assert manager.get("key-0") is None
+        assert len(manager._uses) == 0
+    stash.recover(manager)
+    assert content_of(manager).keys() == {"key-7", "key-8", "key-9"}
+
+
+def test_what_stands_in_the_journal_is_demoted_and_its_uses_leave_the_log(stash: Stash) -> None:
+    """Given both disk tiers away: what falls out of memory is found in the journal, with its counts."""
+    manager = stash.open(l1_config=bounded(3))
+    with broken(manager.l2_tier), broken(manager.l3_tier):
+        for guard in guards_of(manager):
+            fail_until_skipped(manager, guard.tier)
+        for number in range(10):
+            put(manager, f"key-{number}")
+            assert manager.get(f"key-{number}") is not None
+            manager.maintain()
+            assert len(manager._uses) <= 3
+        assert manager.get_statistics().demotions == 7
+        entry = manager.get("key-0")
+        assert entry is not None
+        assert entry.access_count == 2
+    stash.recover(manager)
+    assert len(content_of(manager)) == 10
 
 
 # -- the policies across tiers: L2 hears of what happens above it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -224,6 +225,28 @@ def test_nobody_waits_for_the_cleaner_longer_than_for_one_batch(stash: Stash) ->
     assert max(batches) <= 100
 
 
+@pytest.mark.parametrize("switched_off", [["l3_config"], ["l2_config", "l3_config"]])
+def test_a_tier_without_an_index_by_expiry_is_looked_through_once_however_much_has_expired(
+    stash: Stash, switched_off: list[str]
+) -> None:
+    """And once more, to find that nothing is left: each look goes through every entry."""
+    looks: list[int] = []
+    manager = stash.open(**dict.fromkeys(switched_off, SWITCHED_OFF))
+    put(manager, *(f"key-{number}" for number in range(750)), ttl_us=10 * SECOND_US)
+    stash.clock.advance(10)
+    tiers = [tier for tier in (manager.l1_tier, manager.l2_tier) if tier.enabled and tier.backend != "sqlite"]
+    for tier in tiers:
+        find = tier.expired_keys
+
+        def counted(now_us: int, find: Callable[[int], list[str]] = find) -> list[str]:
+            looks.append(now_us)
+            return find(now_us)
+
+        tier.expired_keys = counted  # type: ignore[method-assign]
+    assert manager.cleanup_expired() == 750
+    assert len(looks) <= 2 * len(tiers)
+
+
 def test_an_entry_renewed_while_the_cleaner_is_about_to_remove_it_stays(stash: Stash) -> None:
     manager = stash.open()
     put(manager, "key-1", ttl_us=10 * SECOND_US)
@@ -231,8 +254,8 @@ def test_an_entry_renewed_while_the_cleaner_is_about_to_remove_it_stays(stash: S
     expired_keys = manager.l3_tier.expired_keys
     renewed = threading.Event()
 
-    def find_and_renew(now_us: int, limit: int) -> list[str]:
-        keys = expired_keys(now_us, limit)
+    def find_and_renew(now_us: int) -> list[str]:
+        keys = expired_keys(now_us)
         if keys and not renewed.is_set():
             renewed.set()
             put(manager, "key-1")

@@ -314,6 +314,23 @@ def test_a_listing_in_the_middle_of_a_flush_has_the_exact_counts(stash: Stash, s
     assert len(listed) == 2 * len(tiers)
 
 
+def test_a_page_that_is_read_while_uses_leave_the_log_has_the_exact_counts(stash: Stash) -> None:
+    """Given a flush after the tier was read, and before the page is compared with the log."""
+    manager = stash.open()
+    put(manager, "a")
+    manager.get("a")
+    scan = manager.l3_tier.scan
+
+    def scan_and_flush(*asked):  # type: ignore[no-untyped-def]  # stands in for the real one
+        page = scan(*asked)
+        manager.maintain()
+        return page
+
+    manager.l3_tier.scan = scan_and_flush  # type: ignore[method-assign]
+    [entry] = manager.list_entries("", 10, ANY)
+    assert entry.access_count == 1
+
+
 # -- what a read waits for
 
 

@@ -126,16 +126,16 @@ def test_who_stops_waiting_leaves_the_others_a_leader(log: Log, about_to_lead: b
         # Handed to it in the moment of the interrupt.
         log.commits._queue.popleft()
         interrupted.leads = True
-    log.commits._give_up(interrupted)
+    log.commits._leave(interrupted)
     log.go_on.set()
     first.join(30)
     threads[1].join(30)
     assert got == {3: "result 3"}
     assert log.commits.submit(4) == "result 4"
     interrupted.done = True
-    interrupted.result = "nobody waits for this"
     interrupted.turn.release()
     threads[0].join(30)
+    assert isinstance(got[2], TierError)
 
 
 def test_an_error_reaches_every_writer_of_its_group_and_nobody_else(log: Log) -> None:

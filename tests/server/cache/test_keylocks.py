@@ -9,7 +9,9 @@ from functools import partial
 
 import pytest
 
+from proxystash_server.cache.ground import keylocks
 from proxystash_server.cache.ground.keylocks import KeyLocks
+from tests.server.cache.invariants import held_keys
 from tests.server.cache.support import run_in_threads, wait_until
 
 SHORTLY = 0.05
@@ -21,7 +23,7 @@ TakeLock = Callable[[], AbstractContextManager[object]]
 def locks() -> Iterator[KeyLocks]:
     locks = KeyLocks()
     yield locks
-    assert not locks._locks, "a lock outlived its use"
+    assert held_keys(locks) == [], "a lock outlived its use"
     with locks.hold_all():
         pass
 
@@ -45,6 +47,24 @@ def held(manager: TakeLock) -> Iterator[None]:
         release.set()
         thread.join(30)
         assert not thread.is_alive()
+
+
+@contextmanager
+def waited_for(locks: KeyLocks) -> Iterator[None]:
+    locks.wait_for_holders()
+    yield
+
+
+@contextmanager
+def interrupted_in(function: str) -> Iterator[None]:
+    """A function of the module that Ctrl-C strikes as it begins."""
+
+    def interrupted(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keylocks, function, interrupted)
+        yield
 
 
 class Attempt:
@@ -91,7 +111,7 @@ def test_who_has_waited_longest_for_a_key_gets_it_next(locks: KeyLocks) -> None:
             order.append(number)
 
     def wait(waiting: int) -> bool:
-        return len(locks._locks["a"] or ()) == waiting
+        return len(locks._asked) == 1 + waiting
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(5)]
     with locks.hold("a"):
@@ -117,11 +137,33 @@ def test_several_keys_exclude_each_of_them(locks: KeyLocks) -> None:
     assert all(attempt.gets_it() for attempt in attempts)
 
 
-def test_holding_many_gives_each_key_once(locks: KeyLocks) -> None:
-    with locks.hold_many(["b", "a", "b"]) as keys:
-        assert sorted(keys) == ["a", "b"]
-    with locks.hold_many([]) as keys:
-        assert list(keys) == []
+def test_nothing_stays_of_keys_that_were_held_once(locks: KeyLocks) -> None:
+    for number in range(1000):
+        with locks.hold_many([f"key-{number}", "common"]):
+            pass
+    with locks.hold_many([]):
+        assert len(locks._last) <= 2
+        assert len(locks._asked) <= 2
+
+
+def test_who_waits_for_the_holders_keeps_nobody_out(locks: KeyLocks) -> None:
+    with held(partial(locks.hold, "a")):
+        waiting = Attempt(partial(waited_for, locks))
+        assert waiting.waits()
+        assert Attempt(partial(locks.hold, "b")).gets_it()
+        assert Attempt(partial(locks.hold_many, ["c", "d"])).gets_it()
+    assert waiting.gets_it()
+
+
+@pytest.mark.parametrize("wanted", ["a", "ab", None])
+def test_who_stops_waiting_leaves_the_keys_to_whom_they_belong(locks: KeyLocks, wanted: str | None) -> None:
+    """Given an interrupt: whoever came behind still waits for those that were before."""
+    with held(partial(locks.hold, "a")):
+        with interrupted_in("_wait_for"), pytest.raises(KeyboardInterrupt):
+            (locks.hold_all() if wanted is None else locks.hold_many(wanted)).__enter__()
+        behind = [Attempt(partial(locks.hold, "a")), Attempt(locks.hold_all)]
+        assert all(attempt.waits() for attempt in behind)
+    assert all(attempt.gets_it() for attempt in behind)
 
 
 def test_holders_of_overlapping_keys_in_any_order_do_not_deadlock(locks: KeyLocks) -> None:
@@ -164,7 +206,7 @@ def test_holders_of_one_of_all_and_of_many_do_not_deadlock(locks: KeyLocks) -> N
     def everything() -> None:
         for _ in range(60):
             with locks.hold_all():
-                assert not locks._locks
+                assert held_keys(locks)[0] is None
 
     run_in_threads(partial(many, "abc"), partial(many, "cba"), partial(many, "b"), everything, everything)
 

@@ -381,7 +381,7 @@ OPERATIONS: dict[str, Callable[[SQLiteCacheTier], object]] = {
     "decision on several": lambda tier: tier.commit(["key-1", "key-2"], lambda _held, _read: []),
     "versions": lambda tier: tier.versions(["key-1", "key-2"]),
     "size": lambda tier: tier.size(),
-    "expired keys": lambda tier: tier.expired_keys(START_US, 100),
+    "expired keys": lambda tier: tier.expired_keys(START_US),
     "page": lambda tier: page(tier, "key-3", 3, ANY, START_US),
     "scan": lambda tier: tier.scan("key-3", 3, ANY, START_US),
     "filtered page": lambda tier: page(

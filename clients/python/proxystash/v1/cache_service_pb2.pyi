@@ -412,7 +412,7 @@ class PutResponse(_message.Message):
     def expires_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def stored_in(self) -> _containers.RepeatedScalarFieldContainer[Global___Tier.ValueType]:
-        """The tiers that hold the entry now."""
+        """The tiers that hold the entry, or took it and had it make room for others put with it."""
 
     @_builtins.property
     def banned_until(self) -> _timestamp_pb2.Timestamp:

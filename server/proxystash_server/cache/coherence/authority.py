@@ -63,6 +63,10 @@ class Authority:
         self._guard = guard
         self.missed = missed
         self._memory_keeps = memory_keeps
+        # The last row that it has lost, and the last one before it was filled up: a new object for each,
+        # since damage comes to light in any thread, also while it is filled up.
+        self.last_damage: object = None
+        self.made_good: object = None
 
     @property
     def enabled(self) -> bool:
@@ -99,7 +103,13 @@ class Authority:
     @property
     def is_incomplete(self) -> bool:
         """Whether the tier works, but has lost rows that others may hold."""
-        return self.works and bool(self.tier.notes.get("incomplete"))
+        return self.works and (
+            self.last_damage is not self.made_good or bool(self.tier.notes.get("incomplete"))
+        )
+
+    def keeps(self, key: str) -> bool:
+        """Whether what is held of `key` outlasts memory."""
+        return self._guard is not None and not self.missed.is_unsaved(key)
 
     def commit(self, keys: Sequence[str], decide: Decide, current: Read) -> Committed:
         """Have `decide` say what becomes of `keys`, which are locked, and keep that durably.

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from proxystash_server.cache.coherence.authority import Authority, Cleared, Committed
@@ -30,7 +30,7 @@ from proxystash_server.cache.counting.statistics import EvictionCause, Statistic
 from proxystash_server.cache.entry.entry import CacheEntry, Clock
 from proxystash_server.cache.errors import CacheError, CacheUnavailableError, TierError
 from proxystash_server.cache.ground.group_commit import GroupCommit
-from proxystash_server.cache.ground.keylocks import KeyLocks
+from proxystash_server.cache.ground.keylocks import Holding, KeyLocks
 from proxystash_server.cache.tiers.base import Applied, Write, evicted_by
 from proxystash_server.cache.tiers.memory import MemoryCacheTier
 
@@ -40,7 +40,7 @@ StoredIn = tuple[CacheTierType, ...]
 
 
 class Stored(NamedTuple):
-    """What became of a put: the tiers that hold the entry now, none if no tier could take it, and the entry.
+    """What became of a put: the tiers that took the entry, none if no tier could, and the entry.
 
     `kept` says that it is the one that was there before; `banned_until_us` is 0 unless the proxy is banned.
     """
@@ -55,6 +55,7 @@ class Stored(NamedTuple):
 _MOST_TOGETHER: Final = 500
 # For how many seconds a group that had company waits for the same again.
 _PATIENCE: Final = 0.002
+_BATCH: Final = 100
 # Writers wait for a batch: among a million entries, this one takes a tier a few milliseconds.
 _FLUSH_BATCH: Final = 200
 
@@ -143,22 +144,26 @@ class Changes:
 
     def clear(self, count: Callable[[], int]) -> int:
         """Remove everything; what `count` gave just before. Raises CacheUnavailableError."""
-        with self.all_locked():
+        with self.lock, self.lock_reads():
             counted = count()
             self._revision += 1
-            cleared = self._authority.clear(self._revision)
-            if cleared is Cleared.REFUSED:
-                raise CacheUnavailableError(_UNAVAILABLE)
-            if not self._cache.clear():
-                self._authority.disown_cache()
-            self._l1.clear()
-            self._uses.clear()
-            self._history.clear()
-            if cleared is Cleared.IN_DOUBT:
-                # Reads go to the authority, which knows.
+            try:
+                cleared = self._authority.clear(self._revision)
+                if cleared is not Cleared.REFUSED:
+                    self._clear_faster_tiers()
+                    self._history.clear()
+                if cleared is Cleared.DONE:
+                    self._feed.tell([Change(self._revision, ChangeKind.CLEAR, "")])
+                elif cleared is Cleared.IN_DOUBT:
+                    # Reads go to the authority, which knows.
+                    self.tell_reset()
+            except BaseException:
+                # An interrupt: likewise.
+                self._clear_faster_tiers()
                 self.tell_reset()
-                raise CacheUnavailableError(_UNAVAILABLE)
-            self._feed.tell([Change(self._revision, ChangeKind.CLEAR, "")])
+                raise
+        if cleared is not Cleared.DONE:
+            raise CacheUnavailableError(_UNAVAILABLE)
         return counted
 
     def subscribe(self, listener: Listener) -> int:
@@ -179,19 +184,17 @@ class Changes:
 
     # -- for whoever keeps the tiers in order
 
-    @contextmanager
-    def all_locked(self) -> Iterator[None]:
-        """Keep out every change and every read below L1."""
-        with self.lock, self._locks.hold_all():
-            yield
-
-    def lock_keys(self, keys: Iterable[str]) -> AbstractContextManager[Sequence[str]]:
+    def lock_keys(self, keys: Iterable[str]) -> Holding:
         """Keep out reads of `keys` below L1; for whoever holds `lock`."""
         return self._locks.hold_many(keys)
 
-    def lock_reads(self) -> AbstractContextManager[None]:
+    def lock_reads(self) -> Holding:
         """Keep out every read below L1; for whoever holds `lock`."""
         return self._locks.hold_all()
+
+    def wait_for_reads(self) -> None:
+        """Wait for the reads below L1 that have begun; those that come do not wait. `lock` is held."""
+        self._locks.wait_for_holders()
 
     def continue_after(self, revision: int) -> None:
         """Number changes greater than `revision` from now on."""
@@ -243,17 +246,17 @@ class Changes:
             raise results
         return results
 
-    def _make_each(self, batches: Sequence[Sequence[Request]]) -> list[list[Any] | Exception]:
-        if len(batches) == 1:
-            return [self._make(batches[0])]
+    def _make_each(self, group: Sequence[Sequence[Request]]) -> list[list[Any] | Exception]:
+        if len(group) == 1:
+            return [self._make(group[0])]
         try:
-            results = iter(self._make([request for batch in batches for request in batch]))
+            results = iter(self._make([request for batch in group for request in batch]))
         except CacheError:
             raise
         except Exception:  # noqa: BLE001 -- raised again for the one whose it is
             # What is wrong with one of them must not be the others' fault. A put may be made twice.
-            return [self._make_alone(batch) for batch in batches]
-        return [[next(results) for _ in batch] for batch in batches]
+            return [self._make_alone(batch) for batch in group]
+        return [[next(results) for _ in batch] for batch in group]
 
     def _make_alone(self, batch: Sequence[Request]) -> list[Any] | Exception:
         try:
@@ -283,7 +286,9 @@ class Changes:
                 return self._spread(requests, plan, committed)
             except BaseException:
                 # An interrupt: the faster tiers may hold what the authority has replaced.
+                self._revision = max(self._revision, plan.last_revision)
                 self._forget(keys)
+                self.tell_reset()
                 raise
 
     def _is_full_for(self, entries: int) -> bool:
@@ -293,6 +298,12 @@ class Changes:
     def _as_used(self, entry: CacheEntry) -> CacheEntry:
         """An entry of the authority with the uses that it has not been told of."""
         return combine(entry, self._l1.get(entry.key) or self._uses.peek(entry.key))
+
+    def _clear_faster_tiers(self) -> None:
+        if not self._cache.clear():
+            self._authority.disown_cache()
+        self._l1.clear()
+        self._uses.clear()
 
     def _forget(self, keys: Iterable[str]) -> None:
         self._cache.doubt(keys)
@@ -376,10 +387,11 @@ class Changes:
         started = time.perf_counter_ns()
         evicted = self._l1.store_many(entries)
         self._l1_latency.record(time.perf_counter_ns() - started)
-        if self._authority.enabled:
-            self.count_demotions(CacheTierType.L1, evicted)
-        elif evicted:
-            self._statistics.record_evictions(EvictionCause.CAPACITY, {CacheTierType.L1: len(evicted)})
+        if evicted:
+            kept = sum(map(self._authority.keeps, evicted))
+            self._statistics.record_evictions(
+                EvictionCause.CAPACITY, {CacheTierType.L1: len(evicted)}, demotions=kept
+            )
         return evicted
 
     def count_demotions(self, tier: CacheTierType, evicted: Sequence[str]) -> None:
@@ -419,12 +431,11 @@ class Changes:
         committed: Committed,
         took: dict[CacheTierType, list[str]],
     ) -> list[Any]:
-        refused, authority = committed.refused, self._authority.name
+        refused = committed.refused
         # What no tier has may stand in the journal of what the authority has missed.
-        at_least = (authority,) if self._authority.enabled and committed.lasts else ()
+        at_least = (self._authority.name,) if self._authority.enabled and committed.lasts else ()
+        # Also of an entry that has had to make room by now, for others of its group.
         stored_in = tuple(sorted(took)) or at_least
-        # A batch may push out what it has just brought in.
-        pushed_out = {key for keys in took.values() for key in keys if key in plan.writes}
         answers: list[Any] = []
         removals = 0
         now_us = self._clock()
@@ -438,11 +449,7 @@ class Changes:
                         answers.append(kept)
                     continue
                 entry = plan.writes[key].entry or request.entry
-                tiers = stored_in
-                if key in refused or key in took.get(authority, ()):
-                    tiers = ()
-                elif key in pushed_out:
-                    tiers = _still_in(key, took) or at_least
+                tiers = () if key in refused else stored_in
                 banned_until_us = self._history.banned_until_us(key, now_us) if self._history.known else 0
                 # For every put, and a third of what the generated constructor costs.
                 answers.append(tuple.__new__(Stored, (tiers, entry, False, banned_until_us)))
@@ -487,9 +494,11 @@ class Changes:
         self._feed.tell(events)
 
 
-def _still_in(key: str, took: dict[CacheTierType, list[str]]) -> tuple[CacheTierType, ...]:
-    """The tiers that hold an entry of a batch which some of them had to push out again."""
-    return tuple(sorted(tier for tier, pushed_out in took.items() if key not in pushed_out))
+def batches(keys: Iterable[str]) -> Iterator[list[str]]:
+    """Keys in batches so small that nobody waits long for one."""
+    remaining = iter(list(keys))
+    while batch := list(islice(remaining, _BATCH)):
+        yield batch
 
 
 def _unless_refused(answer: Any) -> Any:  # noqa: ANN401 -- what its kind of request is answered

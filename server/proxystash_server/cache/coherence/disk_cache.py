@@ -61,7 +61,8 @@ class DiskCache:
             self.doubted.update(keys)
 
     def drop_doubted(self, keys: Sequence[str]) -> None:
-        """Attempt to drop what it holds of these keys."""
+        """Attempt to drop what it holds of those keys that are doubted still."""
+        keys = [key for key in keys if key in self.doubted]
         if self.guard.write(self.tier.apply, [Write(key, None) for key in keys]):
             self.doubted.difference_update(keys)
 

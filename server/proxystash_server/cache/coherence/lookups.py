@@ -73,9 +73,7 @@ class LookupsBelow:
     def lookup(self, key: str) -> Lookup:
         """The entry of a key after this use, and the tier that held it; raises as `Reads.below` does."""
         check_key(key)
-        locks = self._locks
-        locks.acquire_one(key)
-        try:
+        with self._locks.hold(key):
             self._check_open()
             l1 = self._l1
             now = self._clock()
@@ -95,8 +93,6 @@ class LookupsBelow:
                 missed.append(CacheTierType.L1)
             if entry is not None and entry.content.expires_at_us > now:
                 return self._promote(entry, served_by, missed, now)
-        finally:
-            locks.release((key,))
         if served_by is not None:
             missed.append(served_by)
         self._statistics.record_lookup(None, missed, 0)

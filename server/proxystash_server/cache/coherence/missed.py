@@ -209,6 +209,10 @@ class MissedChanges:
         """Whether the file has, or may have, another change of `key` than the last, which is unsaved."""
         return key in self._unsaved and key in self._in_file
 
+    def is_unsaved(self, key: str) -> bool:
+        """Whether the last change of `key` stands in memory alone."""
+        return key in self._unsaved
+
     def unsaved_keys(self) -> list[str]:
         """The keys whose last change stands in memory alone."""
         return list(self._unsaved)

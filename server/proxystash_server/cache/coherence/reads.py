@@ -147,7 +147,7 @@ class Reads:
         ]
         return Page(found, keys[-1] if len(keys) == limit else None)
 
-    def expired_key_sources(self) -> Iterator[Callable[[int, int], list[str]]]:
+    def expired_key_sources(self) -> Iterator[Callable[[int], list[str]]]:
         """What finds expired keys, as a tier's `expired_keys` does, one tier after the other.
 
         The authority knows of all, and has an index: the others are only asked if it fails or has missed
@@ -155,9 +155,9 @@ class Reads:
         """
         knows_all = False
 
-        def find(guard: GuardedTier[DiskTier], now_us: int, limit: int) -> list[str]:
+        def find(guard: GuardedTier[DiskTier], now_us: int) -> list[str]:
             nonlocal knows_all
-            worked, keys = guard.attempt("read", [], guard.tier.expired_keys, now_us, limit)
+            worked, keys = guard.attempt("read", [], guard.tier.expired_keys, now_us)
             knows_all = worked and guard.name is self._authority.name and self._authority.knows_all
             return keys
 

@@ -11,11 +11,10 @@ import logging
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import islice
-from typing import Any, Final
+from typing import Any
 
 from proxystash_server.cache.coherence.authority import Authority, newest
-from proxystash_server.cache.coherence.changes import Changes
+from proxystash_server.cache.coherence.changes import Changes, batches
 from proxystash_server.cache.coherence.disk_cache import DiskCache
 from proxystash_server.cache.coherence.earlier_formats import (
     forget_inherited,
@@ -32,8 +31,6 @@ from proxystash_server.cache.tiers.base import Write, evicted_by
 from proxystash_server.cache.tiers.memory import MemoryCacheTier
 
 logger = logging.getLogger(__name__)
-
-_BATCH: Final = 100
 
 
 class Recovery:
@@ -98,6 +95,8 @@ class Recovery:
         if guard.is_lost and guard.breaker.begin_probe(at_once=True):
             # Damage that has only just come to light: opened again, it is what can be saved of it.
             self._probe(guard, self._recover_authority)
+        self._renew_cache()
+        self._name_cache()
         with self._changes.lock:
             self._trim()
         return damaged
@@ -146,14 +145,15 @@ class Recovery:
             self._probe(guard, self._recover_authority)
         self.make_up_for_what_was_missed()
         if guard.is_open:
-            if self._authority.is_incomplete:
-                self.refill()
+            self.refill()
             guard.maintain()
         cache = self._cache
         if cache.guard.enabled and cache.guard.breaker.begin_probe():
             self._probe(cache.guard, self._recover_cache)
+        self._renew_cache()
         if cache.works:
             self._drop_doubted()
+            self._name_cache()
             cache.guard.maintain()
 
     def _probe(self, guard: GuardedTier[Any], recover: Callable[[], bool]) -> None:
@@ -174,9 +174,10 @@ class Recovery:
         self._changes.continue_after(guard.tier.last_version)
 
     def _reopen(self, guard: GuardedTier[Any]) -> None:
-        with self._changes.all_locked():
-            # Nothing begins to use a tier whose breaker is open; this waits for what had begun before.
-            guard.tier.close()
+        # Nothing begins to use a tier whose breaker is open.
+        with self._changes.lock:
+            self._changes.wait_for_reads()
+        guard.tier.close()
         self._open(guard)
 
     def _recover_authority(self) -> bool:
@@ -196,8 +197,6 @@ class Recovery:
         self._cache.tier.break_seal()
         self._start_cache_anew()
         self._sealed_at = None
-        if self._authority.works and self._matched:
-            self._authority.guard.write(self._authority.tier.note, cache_id=self._cache.tier.notes["id"])
         return True
 
     # -- what is believed
@@ -221,16 +220,16 @@ class Recovery:
             inherited = inherited_by_authority(tier, self._missed)
             if self._cache.guard.is_open:
                 self._match_cache()
-            if not self._cache.guard.is_open:
+            if not self._cache.works:
                 self._go_on_without_cache()
-            self._cache.believed = True
         self._known_id = tier.notes.get("id")
         self._matched = True
+        self._authority.made_good = self._authority.last_damage
         for key, version in inherited.items():
             self._missed.drop_older(key, version)
 
     def _match_cache(self) -> None:
-        """Make L2 agree with L3, by believing it, by filling up L3 from it, or by emptying it."""
+        """Believe L2 or not, and fill up L3 from it where it knows more."""
         l3, l2 = self._authority.tier, self._cache.tier
         in_l2 = self._keys_of_cache()
         if in_l2 is None:
@@ -251,16 +250,16 @@ class Recovery:
                 l2.apply([Write(key, None) for key in outdated])
                 if was_alone:
                     l2.note(alone=None)
-        elif not (is_its_own and self._sealed_at == known):
+            self._cache.believed = True
+        elif is_its_own and self._sealed_at == known:
+            self._cache.believed = True
+        else:
             if (is_its_own or (not owner and l2.notes.get("alone"))) and self._cache_version > known:
                 # L3 was set back: an old copy, or one that has lost its log. Or L2 decided for a while
                 # although it did not have all that it should: what it took then, it alone has.
                 self._fill_up(in_l2, known + 1)
-            kill_point("match.before_clear")
-            with self._changes.lock_reads(), self._giving_up(self._cache.guard, goes_on=True):
-                self._keep_of_memory_what_was_missed()
-                self._start_cache_anew()
-        if self._cache.guard.is_open and (l3.notes.get("incomplete") or owner != l2.notes["id"]):
+            self._stop_believing_cache()
+        if self._cache.works and (l3.notes.get("incomplete") or owner != l2.notes["id"]):
             l3.note(cache_id=l2.notes["id"], incomplete=None)
 
     def _go_on_without_cache(self) -> None:
@@ -270,7 +269,7 @@ class Recovery:
             if not tier.notes.get("alone") or tier.notes.get("incomplete"):
                 tier.note(alone=1, incomplete=None, inherited=None, partner=None)
         elif tier.notes.get("cache_id") != "" or tier.notes.get("incomplete"):
-            # L2 is switched off or out of reach: what it has is out of date when it comes back.
+            # L2 is switched off, out of reach or not believed: it is emptied before it serves.
             tier.note(cache_id="", incomplete=None)
 
     @contextmanager
@@ -288,10 +287,7 @@ class Recovery:
         tier = self._authority.tier
         if tier.notes.get("id") != self._known_id and not tier.notes.get("incomplete"):
             # A store of somebody else, which decides from now on.
-            with self._changes.lock_reads():
-                self._keep_of_memory_what_was_missed()
-                if self._cache.works:
-                    self._start_cache_anew()
+            self._stop_believing_cache()
             self._changes.tell_reset()
         elif tier.last_version < self._known_version or tier.notes.get("incomplete"):
             self.fill_up_locked()
@@ -315,27 +311,53 @@ class Recovery:
         self._cache.doubted.clear()
         self._cache.believed = True
 
-    def _keep_of_memory_what_was_missed(self) -> None:
+    def _renew_cache(self) -> None:
+        """Empty an L2 that is not believed, which nobody uses until then."""
+        if self._matched and self._cache.guard.is_open and not self._cache.believed:
+            kill_point("match.before_clear")
+            with self._giving_up(self._cache.guard, goes_on=True):
+                self._start_cache_anew()
+
+    def _name_cache(self) -> None:
+        """Have L3 note that L2 has all that it should."""
+        with self._changes.lock:
+            if self._cache.works and self._authority.works and not self._cache.doubted:
+                name = self._cache.tier.notes["id"]
+                if self._authority.tier.notes.get("cache_id") != name:
+                    self._authority.guard.write(self._authority.tier.note, cache_id=name)
+
+    def _stop_believing_cache(self) -> None:
+        """Neither L2 nor what memory has from it counts any more, but for what L3 has missed."""
+        self._cache.believed = False
+        # Whoever has read it by now has brought that into memory.
+        self._changes.wait_for_reads()
         for key in self._l1.keys():  # noqa: SIM118 -- no dict
             if not self._missed.covers(key):
                 self._l1.delete(key)
 
     # -- filling up
 
-    def refill(self) -> None:
-        """Give L3, which has lost rows, what L1 and L2 still have of them."""
+    def refill(self) -> bool:
+        """Give L3, if it has lost rows, what L1 and L2 still have of them; whether that worked."""
         with self._changes.lock:
-            if self._authority.is_incomplete:
-                with suppress(TierError):
-                    # Tried again in the next round of maintenance.
+            try:
+                if self._authority.is_incomplete:
                     self.fill_up_locked()
                     self._changes.tell_reset()
+            except TierError:
+                # Tried again in the next round of maintenance.
+                return False
+        return True
 
     def fill_up_locked(self) -> None:
         """The same, for whoever keeps changes out. Raises TierError."""
+        authority = self._authority
+        damage = authority.last_damage
         in_l2 = (self._keys_of_cache() if self._cache.works else None) or []
         self._fill_up(dict.fromkeys([*self._l1.keys(), *in_l2]))
-        self._authority.tier.note(incomplete=None)
+        authority.made_good = damage
+        if authority.last_damage is damage:
+            authority.tier.note(incomplete=None)
 
     def _fill_up(self, keys: Iterable[str], since: int = 0) -> list[str]:
         """Store in L3 what L1 or L2 hold of these keys, where L3 has nothing or something older.
@@ -345,7 +367,7 @@ class Recovery:
         """
         tier, missed = self._authority.tier, self._missed
         outdated: list[str] = []
-        for batch in _batches(keys):
+        for batch in batches(keys):
             with self._changes.lock_keys(batch):
                 held = tier.versions(batch)
                 writes = []
@@ -391,7 +413,7 @@ class Recovery:
                 missed.cleared()
         # The journal first, where it has something older, which a crash would bring back.
         self._save_what_is_unsaved()
-        for batch in _batches(missed.keys()):
+        for batch in batches(missed.keys()):
             with self._changes.lock, self._changes.lock_keys(batch):
                 batch = [key for key in batch if missed.covers(key) and not missed.has_older_line(key)]
                 try:
@@ -432,9 +454,9 @@ class Recovery:
 
     def _save_what_is_unsaved(self) -> None:
         """Write into the journal what stands in memory alone, if that works by now."""
-        for batch in _batches(self._missed.unsaved_keys()):
+        for batch in batches(self._missed.unsaved_keys()):
             with self._changes.lock, self._changes.lock_keys(batch):
-                writes = {key: self._write_in_memory(key) for key in batch}
+                writes = {key: self._write_in_memory(key) for key in batch if self._missed.is_unsaved(key)}
                 made = [write for write in writes.values() if write is not None]
                 self._missed.forget_unsaved(key for key, write in writes.items() if write is None)
                 if len(made) < len(writes):
@@ -443,17 +465,6 @@ class Recovery:
                     self._missed.append(made)
 
     def _drop_doubted(self) -> None:
-        for batch in _batches(list(self._cache.doubted)):
+        for batch in batches(list(self._cache.doubted)):
             with self._changes.lock, self._changes.lock_keys(batch):
                 self._cache.drop_doubted(batch)
-        name = self._cache.tier.notes["id"]
-        if self._authority.works and self._authority.tier.notes.get("cache_id") != name:
-            with self._changes.lock:
-                if self._cache.works and not self._cache.doubted:
-                    self._authority.guard.write(self._authority.tier.note, cache_id=name)
-
-
-def _batches(keys: Iterable[str]) -> Iterator[list[str]]:
-    remaining = iter(list(keys))
-    while batch := list(islice(remaining, _BATCH)):
-        yield batch

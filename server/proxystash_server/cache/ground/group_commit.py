@@ -28,7 +28,8 @@ class _Ticket(Generic[Item, Result]):
         self.item = item
         self.done = False
         self.leads = False
-        self.error: Exception | None = None
+        # Unless there is a result: an interrupt belongs to the thread it struck, which was the leader's.
+        self.error: Exception | None = TierError("the commit was interrupted")
         self.turn = threading.Lock()
         self.turn.acquire()
 
@@ -73,71 +74,71 @@ class GroupCommit(Generic[Item, Result]):
 
     def submit(self, item: Item) -> Result:
         """Commit `item`, alone or with others, and return its result once it is committed."""
-        ticket: _Ticket[Item, Result] | None = None
-        with self._guard:
-            if self._has_leader:
-                ticket = _Ticket(item)
-                self._queue.append(ticket)
-                if self._gathered is not None and len(self._queue) >= self._wanted:
-                    self._gathered.release()
-                    self._gathered = None
-            self._has_leader = True
-        if ticket is None:
-            return self._lead(item)
+        ticket: _Ticket[Item, Result] = _Ticket(item)
         try:
-            ticket.turn.acquire()
-        except BaseException:
-            self._give_up(ticket)
-            raise
-        if not ticket.done:
-            return self._lead(item)
-        if ticket.error is not None:
-            raise ticket.error
-        return ticket.result
+            with self._guard:
+                if self._has_leader:
+                    self._queue.append(ticket)
+                    if self._gathered is not None and len(self._queue) >= self._wanted:
+                        gathered, self._gathered = self._gathered, None
+                        gathered.release()
+                else:
+                    self._has_leader = ticket.leads = True
+            if not ticket.leads:
+                ticket.turn.acquire()
+            if not ticket.done:
+                return self._lead(item)
+            if ticket.error is not None:
+                raise ticket.error
+            return ticket.result
+        finally:
+            try:
+                self._leave(ticket)
+            except BaseException:
+                # An interrupt in this very moment. What has been done is not done twice.
+                self._leave(ticket)
+                raise
 
     def _lead(self, item: Item) -> Result:
-        try:
-            if self._patience and self._last_group >= _COMPANY:
-                self._gather()
-            with self.lock:
-                if self._queue:
-                    return self._commit_group(item)
-                self._last_group = 1
-                return self._commit((item,))[0]
-        finally:
-            self._pass_on()
+        if self._patience and self._last_group >= _COMPANY:
+            self._gather()
+        with self.lock:
+            if self._queue:
+                return self._commit_group(item)
+            self._last_group = 1
+            return self._commit((item,))[0]
 
     def _commit_group(self, item: Item) -> Result:
         """Commit `item` and what waits, and wake those whose it was."""
-        followers = self._take_followers(item)
+        followers: list[_Ticket[Item, Result]] = []
         try:
+            self._take_followers(item, followers)
             results = self._commit([item, *[follower.item for follower in followers]])
             for follower, result in zip(followers, results[1:], strict=True):
                 follower.result = result
+                follower.error = None
             return results[0]
         except Exception as error:
             for follower in followers:
                 follower.error = error
             raise
-        except BaseException:
-            # An interrupt belongs to the thread it struck; the others learn that their commit did not happen.
-            for follower in followers:
-                follower.error = TierError("the commit was interrupted")
-            raise
         finally:
-            for follower in followers:
-                follower.done = True
-                follower.turn.release()
+            try:
+                _wake(followers)
+            except BaseException:
+                _wake(followers)
+                raise
 
-    def _take_followers(self, item: Item) -> list[_Ticket[Item, Result]]:
-        followers: list[_Ticket[Item, Result]] = []
+    def _take_followers(self, item: Item, followers: list[_Ticket[Item, Result]]) -> None:
         with self._guard:
             weight = self._weigh(item)
             while self._queue and weight < self._most:
-                followers.append(self._queue.popleft())
-                weight += self._weigh(followers[-1].item)
+                follower = self._queue[0]
+                # In both or in one of them, whenever an interrupt strikes: these are no calls.
+                followers += (follower,)
+                del self._queue[0]
+                weight += self._weigh(follower.item)
             self._last_group = 1 + len(followers)
-        return followers
 
     def _gather(self) -> None:
         """Wait until as many have come as there were in the last group."""
@@ -151,20 +152,29 @@ class GroupCommit(Generic[Item, Result]):
         with self._guard:
             self._gathered = None
 
-    def _pass_on(self) -> None:
-        """Make the longest waiting writer the next leader."""
+    def _leave(self, ticket: _Ticket[Item, Result]) -> None:
+        """Make the longest waiting writer the next leader, or stop waiting after an interrupt."""
+        if ticket.done:
+            return
         with self._guard:
-            if self._queue:
-                successor = self._queue.popleft()
+            if not ticket.leads:
+                if ticket in self._queue:
+                    self._queue.remove(ticket)
+            elif self._queue:
+                successor = self._queue[0]
+                # Up to the release there is no call, so an interrupt finds all of it done, or nothing.
+                ticket.leads = False
                 successor.leads = True
+                del self._queue[0]
                 successor.turn.release()
             else:
-                self._has_leader = False
+                ticket.leads = self._has_leader = False
 
-    def _give_up(self, ticket: _Ticket[Item, Result]) -> None:
-        """Stop waiting after an interrupt, which must leave the others a leader."""
-        with self._guard:
-            if ticket in self._queue:
-                self._queue.remove(ticket)
-        if ticket.leads:
-            self._pass_on()
+
+def _wake(tickets: list[_Ticket[Item, Result]]) -> None:
+    """Wake whoever is still in the list, the first first, and take it out."""
+    while tickets:
+        ticket = tickets[0]
+        ticket.done = True
+        del tickets[0]
+        ticket.turn.release()

@@ -61,7 +61,7 @@ class AbsentTier(DiskTier):
     def __contains__(self, key: str) -> bool:
         return False
 
-    def expired_keys(self, now_us: int, limit: int) -> list[str]:
+    def expired_keys(self, now_us: int) -> list[str]:
         return []
 
     def scan(self, after: str, limit: int, entry_filter: EntryFilter, now_us: int) -> Page:

@@ -12,8 +12,6 @@ from proxystash_server.cache.coherence.uses import Use
 from proxystash_server.cache.config import CacheTierConfig, CacheTierType
 from proxystash_server.cache.entry.entry import CacheEntry, Clock
 
-EXPIRY_BATCH = 100
-
 
 @dataclass(frozen=True, slots=True)
 class EntryFilter:
@@ -152,8 +150,8 @@ class CacheTier(ABC):
         """Whether `key` is held."""
 
     @abstractmethod
-    def expired_keys(self, now_us: int, limit: int) -> list[str]:
-        """At most `limit` keys whose entries have expired by `now_us`."""
+    def expired_keys(self, now_us: int) -> list[str]:
+        """Keys whose entries have expired by `now_us`: all, or some where they are found without the rest."""
 
     @abstractmethod
     def scan(self, after: str, limit: int, entry_filter: EntryFilter, now_us: int) -> Page:
@@ -162,7 +160,7 @@ class CacheTier(ABC):
     def cleanup_expired(self) -> int:
         """Remove what has expired from this tier alone; how many entries that were."""
         removed = 0
-        while keys := self.expired_keys(self._clock(), EXPIRY_BATCH):
+        while keys := self.expired_keys(self._clock()):
             removed += sum(self.delete(key) for key in keys)
         return removed
 

@@ -105,8 +105,8 @@ class MemoryCacheTier(CacheTier):
         with self._lock:
             if key not in self._entries:
                 self._make_room(evicted)
-            self._entries[key] = entry
             self._policy.record_put(key, entry.access_count)
+            self._entries[key] = entry
         return evicted
 
     def store_many(self, entries: Sequence[CacheEntry]) -> list[str]:
@@ -119,8 +119,8 @@ class MemoryCacheTier(CacheTier):
                     key = entry.content.key
                     if key not in held:
                         self._make_room(evicted)
-                    held[key] = entry
                     record_put(key, entry.access_count)
+                    held[key] = entry
         return evicted
 
     def update(self, key: str, entry: CacheEntry) -> CacheEntry | None:
@@ -140,8 +140,9 @@ class MemoryCacheTier(CacheTier):
 
     def delete(self, key: str) -> bool:
         with self._lock:
+            entry = self._entries.pop(key, None)
             self._policy.remove(key)
-            return self._entries.pop(key, None) is not None
+            return entry is not None
 
     def clear(self) -> int:
         with self._lock:
@@ -160,10 +161,10 @@ class MemoryCacheTier(CacheTier):
     def __contains__(self, key: str) -> bool:
         return key in self._entries
 
-    def expired_keys(self, now_us: int, limit: int) -> list[str]:
+    def expired_keys(self, now_us: int) -> list[str]:
         with self._lock:
             entries = list(self._entries.values())
-        return [entry.key for entry in entries if entry.expires_at_us <= now_us][:limit]
+        return [entry.key for entry in entries if entry.expires_at_us <= now_us]
 
     def scan(self, after: str, limit: int, entry_filter: EntryFilter, now_us: int) -> Page:
         with self._lock:
@@ -180,12 +181,14 @@ class MemoryCacheTier(CacheTier):
         return Page(found, found[-1].key if len(found) == limit else None)
 
     def _make_room(self, evicted: list[str]) -> None:
-        if self.config.max_entries is None or len(self._entries) < self.config.max_entries:
-            return
-        victim = next(self._policy.victims())
-        self._policy.remove(victim)
-        entry = self._entries.pop(victim)
-        self._use_log.note_demotion(
-            with_use(entry, entry.access_count, entry.last_accessed_us, evicted_from_l1=True)
-        )
-        evicted.append(victim)
+        most = self.config.max_entries
+        while most is not None and len(self._entries) >= most:
+            victim = next(self._policy.victims())
+            entry = self._entries.pop(victim, None)
+            self._policy.remove(victim)
+            # After an interrupt the policy may have a key that is not held.
+            if entry is not None:
+                self._use_log.note_demotion(
+                    with_use(entry, entry.access_count, entry.last_accessed_us, evicted_from_l1=True)
+                )
+                evicted.append(victim)

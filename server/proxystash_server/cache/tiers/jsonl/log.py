@@ -62,7 +62,7 @@ class LogFile:
         offset = self.end
         try:
             self.write(lines, offset)
-        except OSError:
+        except BaseException:
             self.cut_off(offset)
             raise
         self.end = offset + len(lines)

@@ -64,7 +64,7 @@ def _as_tier_error(error: OSError) -> TierError:
 
 
 class _Commit:
-    """The commit lock of an open tier, held; what was appended meanwhile is durable at the end.
+    """Changes of an open tier, whose commit lock is held: what was appended is durable at the end.
 
     In every put, so this is no generator. Faults of the file system are raised as TierError.
     """
@@ -76,24 +76,21 @@ class _Commit:
         self._looks_for_file = looks_for_file
 
     def __enter__(self) -> None:
-        self._tier.commit_lock.acquire()
         if self._tier.log is None:
-            self._tier.commit_lock.release()
             raise TierError("the file is closed")
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
-        try:
-            log = self._tier.log
-            if error is None and log is not None:
+        if error is not None:
+            self._tier.follow_index()
+            if isinstance(error, OSError):
+                raise _as_tier_error(error) from error
+            return
+        log = self._tier.log
+        if log is not None:
+            with _Translated():
                 log.sync()
-                if self._looks_for_file and not log.is_in_place:
-                    raise TierLostError(f"{log.path} was removed or replaced")
-            elif isinstance(error, OSError):
-                raise error
-        except OSError as fault:
-            raise _as_tier_error(fault) from fault
-        finally:
-            self._tier.commit_lock.release()
+            if self._looks_for_file and not log.is_in_place:
+                raise TierLostError(f"{log.path} was removed or replaced")
 
 
 class DamagedLine(NamedTuple):
@@ -207,7 +204,7 @@ class JsonlCacheTier(AuthorityTier):
             self._policy.clear()
 
     def probe(self) -> None:
-        with self._committing():
+        with self.commit_lock, self._committing():
             self._append(encode_body({"op": "probe"}))
 
     def stored_key_check(self) -> bytes | None:
@@ -220,7 +217,7 @@ class JsonlCacheTier(AuthorityTier):
         return self._meta
 
     def note(self, **notes: object) -> None:
-        with self._committing():
+        with self.commit_lock, self._committing():
             changed = {**self._meta, **notes}
             meta = {name: value for name, value in changed.items() if value is not None}
             self._directory.write_meta(meta)
@@ -270,10 +267,10 @@ class JsonlCacheTier(AuthorityTier):
         with self._lock:
             return list(self._index.slots)
 
-    def expired_keys(self, now_us: int, limit: int) -> list[str]:
+    def expired_keys(self, now_us: int) -> list[str]:
         with self._lock:
             slots = list(self._index.slots.items())
-        return list(islice((key for key, slot in slots if slot.expires_at_us <= now_us), limit))
+        return [key for key, slot in slots if slot.expires_at_us <= now_us]
 
     def scan(self, after: str, limit: int, entry_filter: EntryFilter, now_us: int) -> Page:
         keys = heapq.nsmallest(limit, (key for key in self.keys() if key > after))
@@ -289,13 +286,13 @@ class JsonlCacheTier(AuthorityTier):
     def apply(self, writes: Sequence[Write]) -> list[Applied]:
         bodies = [write_body(write, self.encryptor) for write in writes]
         # Whether the file is still there `maintain` finds out: a cache need not know at once.
-        with self._committing(looks_for_file=False):
+        with self.commit_lock, self._committing(looks_for_file=False):
             return self._store(writes, bodies)
 
     def commit(self, keys: Sequence[str], decide: Decide) -> tuple[Sequence[Write], list[Applied]]:
         damaged: list[DamagedLine] = []
         try:
-            with self._committing():
+            with self.commit_lock, self._committing():
                 entries: dict[str, CacheEntry] = {}
                 for key in keys:
                     found = self._read(key)
@@ -317,7 +314,7 @@ class JsonlCacheTier(AuthorityTier):
         return self.commit_lock.locked()
 
     def note_uses(self, uses: Sequence[Use]) -> None:
-        with self._committing():
+        with self.commit_lock, self._committing():
             slots, sequence = self._index.slots, self._index.sequence
             used: list[tuple[Slot, Use, int]] = []
             for use in uses:
@@ -333,7 +330,7 @@ class JsonlCacheTier(AuthorityTier):
                         self._policy.record_use(key, access_count)
 
     def clear(self, version: int = 0) -> int:
-        with self._committing():
+        with self.commit_lock, self._committing():
             held, index = len(self._index.slots), Index()
             index.sequence = self._index.sequence
             index.last_version = max(self._index.last_version, version)
@@ -347,14 +344,14 @@ class JsonlCacheTier(AuthorityTier):
             return held
 
     def trim(self) -> list[str]:
-        with self._committing():
+        with self.commit_lock, self._committing():
             batch = _Batch(self._index, self._room)
             evicted = self._make_room(0, batch)
             self._publish(batch)
             return evicted
 
     def clear_before(self, version: int) -> None:
-        with self._committing():
+        with self.commit_lock, self._committing():
             writes = [
                 Write(key, None, version) for key, slot in self._index.slots.items() if slot.version < version
             ]
@@ -366,7 +363,7 @@ class JsonlCacheTier(AuthorityTier):
 
         Reads go on; writers wait only for the last step.
         """
-        with self._committing():
+        with self.commit_lock, self._committing():
             log = self._open_log()
             garbage = log.end - self._index.live_bytes
             if not self._needs_compaction and garbage <= max(
@@ -385,8 +382,12 @@ class JsonlCacheTier(AuthorityTier):
     # -- under the commit lock
 
     def _committing(self, *, looks_for_file: bool = True) -> _Commit:
-        """Hold the commit lock; what was appended meanwhile is durable at the end."""
+        """For whoever holds the commit lock: what is appended meanwhile is durable at the end."""
         return _Commit(self, looks_for_file=looks_for_file)
+
+    def follow_index(self) -> None:
+        """Make the policy anew, which is ahead of the index where a change was cut short."""
+        self._policy = self._policy_of(self._index)
 
     def _open_log(self) -> LogFile:
         if self.log is None:
@@ -472,12 +473,7 @@ class JsonlCacheTier(AuthorityTier):
         """Append the lines of a batch, and show what they have changed."""
         if not batch.lines:
             return
-        try:
-            offset = self._write(b"".join(batch.lines))
-        except OSError:
-            # It is ahead of the index.
-            self._policy = self._policy_of(self._index)
-            raise
+        offset = self._write(b"".join(batch.lines))
         with self._lock:
             for key, slot in batch.changes.items():
                 if slot is None:
@@ -547,7 +543,7 @@ class JsonlCacheTier(AuthorityTier):
         self._directory.set_aside(path.name, offset, line, reason, self._clock())
 
     def _set_aside(self, damaged: Sequence[DamagedLine]) -> None:
-        with self._committing():
+        with self.commit_lock, self._committing():
             moved = self._move_aside(damaged)
         self._tell_damage(moved)
 

@@ -393,23 +393,26 @@ class Database:
         kill_point("sqlite.before_begin")
         try:
             self._end_idle_transactions()
-            writer.execute("BEGIN IMMEDIATE")
             try:
+                writer.execute("BEGIN IMMEDIATE")
                 result = change(writer)
                 self._before_commit(writer)
                 kill_point("sqlite.before_commit")
                 writer.execute("COMMIT")
+                self._after_commit(True)
             except BaseException as error:
                 if isinstance(error, Exception):
                     self.note_damage(error)
-                self._after_commit(False)
+                    self._after_commit(False)
+                else:
+                    # An interrupt, perhaps after the last step.
+                    self._after_commit(not writer.in_transaction)
                 if writer.in_transaction:
                     writer.execute("ROLLBACK")
                 raise
             finally:
                 self._commit_count += 1
             kill_point("sqlite.after_commit")
-            self._after_commit(True)
             # Writes into a file that was deleted or replaced succeed, and are lost.
             in_place = self._is_in_place()
         except (sqlite3.Error, OSError) as error:
