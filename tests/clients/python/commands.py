@@ -56,7 +56,9 @@ class Commands:
         )
         return Outcome(result.returncode, result.stdout, result.stderr)
 
-    def on_terminal(self, *arguments: str, prompt: str = "", answer: str = "") -> tuple[int, str]:
+    def on_terminal(
+        self, *arguments: str, prompt: str = "", answer: str = "", env: Mapping[str, str] | None = None
+    ) -> tuple[int, str]:
         """Run a command on a terminal; its exit code and everything that was to be seen there.
 
         The answer is typed when the prompt is shown: what was typed before a password is asked for is lost.
@@ -68,7 +70,7 @@ class Commands:
                 stdin=terminal,
                 stdout=terminal,
                 stderr=terminal,
-                env=environment({"PROXYSTASH_TARGET": self.target}),
+                env=environment({"PROXYSTASH_TARGET": self.target, **(env or {})}),
                 start_new_session=True,
             )
             os.close(terminal)

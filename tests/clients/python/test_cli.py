@@ -288,12 +288,10 @@ def test_the_list_is_a_table_for_people(run: Commands, client: Client) -> None:
 
     outcome = run("list")
 
-    header, _, row = outcome.out.splitlines()
-    assert header.split() == ["key", "proxy_url", "health", "failures", "source", "labels", "expires_at"]
-    assert row.split()[:6] == [
-        KEY,
-        "http://h:1",
-        "unknown",
+    header, row = outcome.out.splitlines()
+    assert header.split() == ["key", "proxy_url", "health", "expires_in", "failures", "source", "labels"]
+    assert row.split()[:3] == [KEY, "http://h:1", "unknown"]
+    assert row.split()[4:] == [
         "2",
         "[red]a\N{REPLACEMENT CHARACTER}b",
         "c=DE",

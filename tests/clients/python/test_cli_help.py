@@ -13,7 +13,8 @@ from .commands import Commands
 
 GROUP = typer.main.get_command(app)
 NAMES = [
-    "get", "put", "delete", "clear", "invalidate", "unban", "list", "warm", "export", "stats", "watch-stats",
+    "get", "put", "delete", "clear", "invalidate", "unban", "ping", "list", "count", "warm",
+    "export", "stats", "watch-stats",
 ]  # fmt: skip
 
 run = Commands("127.0.0.1:1")
@@ -74,7 +75,7 @@ def test_the_version_is_that_of_the_distribution() -> None:
         (["--nonsense"], "No such option"),
         (["nonsense"], "No such command"),
         (["get"], "Missing argument"),
-        (["get", "a", "b"], "unexpected extra argument"),
+        (["put", "a", "b"], "unexpected extra argument"),
         (["stats", "--timeout", "0"], "--timeout"),
         (["put", "http://h:1", "--ttl", "soon"], "write a duration as"),
         (["put", "http://h:1", "--label", "x"], "write a label as name=value"),

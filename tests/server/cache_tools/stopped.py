@@ -8,6 +8,7 @@ import sqlite3
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,11 @@ def fill(manager: CacheManager) -> None:
             for number, key in enumerate(KEYS)
         ]
     )
+
+
+def expired(key: str) -> CacheEntry:
+    """An entry whose time was over long ago."""
+    return CacheEntry(key, "http://192.0.2.1:1", fetch_time=datetime(2000, 1, 1, tzinfo=UTC), ttl_seconds=60)
 
 
 def sql(database: Path, statement: str, *values: object) -> list[tuple[Any, ...]]:

@@ -23,7 +23,7 @@ from tests.server.cache.support import (
     nothing_writable,
 )
 from tests.server.cache_tools.steps import stepping
-from tests.server.cache_tools.stopped import StoppedCache, note_kinds, told
+from tests.server.cache_tools.stopped import StoppedCache, expired, note_kinds, told
 
 SMALL = CacheTierConfig(max_entries=4)
 
@@ -47,7 +47,7 @@ def everyday(manager: CacheManager) -> None:
     manager.maintain()
     manager.delete("b")
     manager.invalidate_by_health("c")
-    manager.put("old", manager.new_entry("http://192.0.2.1:1", key="old", fetch_time_us=1))
+    manager.put("old", expired("old"))
     manager.cleanup_expired()
     for _ in range(3):
         manager.invalidate_by_health("d")

@@ -16,6 +16,7 @@ from tests.server.cache_tools.stopped import (
     KEYS,
     SEALED,
     StoppedCache,
+    expired,
     fill,
     miss_changes,
     note_kinds,
@@ -141,7 +142,7 @@ def test_a_cleared_store_is_empty(cache: StoppedCache) -> None:
 
 def test_expired_entries_that_nobody_has_removed_yet_are_no_fault(cache: StoppedCache) -> None:
     with cache.running() as manager:
-        manager.put("old", manager.new_entry("http://192.0.2.1:1", key="old", fetch_time_us=1))
+        manager.put("old", expired("old"))
     report = cache.check()
     assert report.faults == report.notes == []
     assert [tier.entries for tier in report.tiers] == [1, 1]

@@ -4,50 +4,47 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterable
 from datetime import timedelta
-from functools import partial
-from itertools import islice
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from proxystash._defaults import DEFAULT_TARGET, DEFAULT_TIMEOUT
 from proxystash.cli import options, output
-from proxystash.cli.failures import CommandError, ExitCode
+from proxystash.cli.failures import CommandError, ExitCode, report
 from proxystash.models import CacheEntry, HealthStatus, PutMode
 from proxystash.proxies import InvalidProxyUrl, parse_proxy_url
 from proxystash.times import time_text
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from proxystash.client import Client
-
-_Item = TypeVar("_Item")
-
-_TABLE_ROWS = 500
 
 
 def get(
-    key: options.Key,
+    keys: options.Keys,
     username: options.KeyUsername = None,
     show_credentials: options.ShowCredentials = False,
     target: options.Target = DEFAULT_TARGET,
     timeout: options.Timeout = DEFAULT_TIMEOUT,
     json: options.Json = False,
 ) -> None:
-    """Look one proxy up and show it."""
-    key = options.resolve_key(key, username)
+    """Look proxies up and show them."""
+    resolved = options.resolve_keys(keys, username)
     with options.connect(target, timeout) as client:
-        hit = client.get(key)
-    if hit is None:
-        raise _no_such_proxy(key)
-    if json:
-        record = output.entry_record(hit.entry, show_credentials=show_credentials)
-        output.print_json(record | {"served_by": hit.served_by.value})
-    else:
+        hits = client.get_many(resolved)
+    for place, hit in enumerate(hits):
+        if hit is None:
+            continue
+        if json:
+            record = output.entry_record(hit.entry, show_credentials=show_credentials)
+            output.print_json(record | {"served_by": hit.served_by.value})
+            continue
+        if any(hits[:place]):
+            output.print_line("")
         output.print_entry(hit.entry, served_by=hit.served_by.value, show_credentials=show_credentials)
+    _report_missing(key for key, hit in zip(resolved, hits, strict=True) if hit is None)
 
 
 def put(
@@ -136,26 +133,36 @@ def put(
 
 
 def delete(
-    key: options.Key,
+    keys: options.SomeKeys = None,
     username: options.KeyUsername = None,
+    source: options.FilterSource = None,
+    health: options.FilterHealth = None,
+    scheme: options.FilterScheme = None,
+    label: options.FilterLabel = None,
+    expiring_within: options.ExpiringWithin = None,
+    yes: options.Yes = False,
     target: options.Target = DEFAULT_TARGET,
     timeout: options.Timeout = DEFAULT_TIMEOUT,
     json: options.Json = False,
 ) -> None:
-    """Remove one proxy."""
-    key = options.resolve_key(key, username)
+    """Remove proxies: those that are named, or all that the options want, after asking."""
+    wanted = options.filters(source, health, scheme, label, expiring_within)
     with options.connect(target, timeout) as client:
-        deleted = client.delete(key)
-    if json:
-        output.print_json({"key": key, "deleted": deleted})
-    if not deleted:
-        raise _no_such_proxy(key)
-    if not json:
-        output.print_line(f"deleted {key}")
+        missing = []
+        for key in _named_or_wanted(client, keys, username, wanted, "Remove", yes=yes):
+            deleted = client.delete(key)
+            if json:
+                output.print_json({"key": key, "deleted": deleted})
+            elif deleted:
+                output.print_line(f"deleted {key}")
+            if not deleted:
+                missing.append(key)
+    # What another one was faster to remove is gone as it should be.
+    _report_missing(missing if keys else ())
 
 
 def clear(
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: options.Yes = False,
     target: options.Target = DEFAULT_TARGET,
     timeout: options.Timeout = DEFAULT_TIMEOUT,
     json: options.Json = False,
@@ -163,7 +170,8 @@ def clear(
     """Remove every proxy, after asking."""
     with options.connect(target, timeout) as client:
         if not yes:
-            _ask_before_clearing(client)
+            entries = client.stats().entries
+            _ask(f"Remove all {entries:,} {_proxies(entries)} from {client.target}?")
         cleared = client.clear()
     if json:
         output.print_json({"cleared": cleared})
@@ -172,120 +180,125 @@ def clear(
 
 
 def invalidate(
-    key: options.Key,
+    keys: options.SomeKeys = None,
     username: options.KeyUsername = None,
-    target: options.Target = DEFAULT_TARGET,
-    timeout: options.Timeout = DEFAULT_TIMEOUT,
-    json: options.Json = False,
-) -> None:
-    """Report one failure of a proxy; with enough of them the server evicts it."""
-    key = options.resolve_key(key, username)
-    with options.connect(target, timeout) as client:
-        result = client.invalidate_by_health(key)
-    if json:
-        output.print_json(
-            {
-                "key": key,
-                "found": result.found,
-                "evicted": result.evicted,
-                "health_status": result.health_status.value,
-                "failure_count": result.failure_count,
-                "failure_threshold": result.failure_threshold,
-                "banned_until": time_text(result.banned_until),
-            }
-        )
-    if not result.found:
-        raise _no_such_proxy(key)
-    if not json:
-        counted = f"failure {result.failure_count} of {result.failure_threshold}"
-        outcome = "evicted" if result.evicted else result.health_status.value
-        if result.banned_until is not None:
-            outcome += f", banned until {output.short_time(result.banned_until)}"
-        output.print_line(f"{key}: {counted}, {outcome}")
-
-
-def unban(
-    key: options.Key,
-    username: options.KeyUsername = None,
-    target: options.Target = DEFAULT_TARGET,
-    timeout: options.Timeout = DEFAULT_TIMEOUT,
-    json: options.Json = False,
-) -> None:
-    """Forget the failures of one proxy."""
-    key = options.resolve_key(key, username)
-    with options.connect(target, timeout) as client:
-        unbanned = client.unban(key)
-    if json:
-        output.print_json({"key": key, "unbanned": unbanned})
-    if not unbanned:
-        raise CommandError(f"no ban of a proxy with key {output.printable(key)}", ExitCode.NOT_DONE)
-    if not json:
-        output.print_line(f"unbanned {key}")
-
-
-def list_proxies(
-    source: options.FilterSource = "",
+    source: options.FilterSource = None,
     health: options.FilterHealth = None,
     scheme: options.FilterScheme = None,
     label: options.FilterLabel = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="At most this many. Default: all.")
-    ] = None,
-    banned: Annotated[
-        bool,
-        typer.Option("--banned", help="List the proxies that were evicted for failures and are banned."),
-    ] = False,
-    show_credentials: options.ShowCredentials = False,
+    expiring_within: options.ExpiringWithin = None,
+    yes: options.Yes = False,
     target: options.Target = DEFAULT_TARGET,
     timeout: options.Timeout = DEFAULT_TIMEOUT,
     json: options.Json = False,
 ) -> None:
-    """List the stored proxies in key order."""
-    labels = options.parse_labels(label)
-    if banned:
-        if source or health or scheme or labels or show_credentials:
-            message = (
-                "of banned proxies nothing is known but their keys and failures: it goes with --limit alone"
-            )
-            raise typer.BadParameter(message, param_hint="--banned")
-        _list_bans(limit, target, timeout, json)
-        return
+    """Report one failure of each proxy that is named or wanted; with enough of them the server evicts it."""
+    wanted = options.filters(source, health, scheme, label, expiring_within)
     with options.connect(target, timeout) as client:
-        found = client.list(
-            source=source,
-            health=health or (),
-            schemes=scheme or (),
-            labels=labels,
-            include_credentials=show_credentials,
-            page_size=min(limit or _TABLE_ROWS, _TABLE_ROWS),
-        )
-        entries = islice(found, limit)
+        missing = []
+        for key in _named_or_wanted(client, keys, username, wanted, "Report a failure of", yes=yes):
+            result = client.invalidate_by_health(key)
+            if not result.found:
+                missing.append(key)
+            if json:
+                output.print_json(
+                    {
+                        "key": key,
+                        "found": result.found,
+                        "evicted": result.evicted,
+                        "health_status": result.health_status.value,
+                        "failure_count": result.failure_count,
+                        "failure_threshold": result.failure_threshold,
+                        "banned_until": time_text(result.banned_until),
+                    }
+                )
+            elif result.found:
+                counted = f"failure {result.failure_count} of {result.failure_threshold}"
+                outcome = "evicted" if result.evicted else result.health_status.value
+                if result.banned_until is not None:
+                    outcome += f", banned until {output.short_time(result.banned_until)}"
+                output.print_line(f"{key}: {counted}, {outcome}")
+    _report_missing(missing if keys else ())
+
+
+def unban(
+    keys: options.Keys,
+    username: options.KeyUsername = None,
+    target: options.Target = DEFAULT_TARGET,
+    timeout: options.Timeout = DEFAULT_TIMEOUT,
+    json: options.Json = False,
+) -> None:
+    """Forget the failures of proxies."""
+    missing = []
+    with options.connect(target, timeout) as client:
+        for key in options.resolve_keys(keys, username):
+            unbanned = client.unban(key)
+            if json:
+                output.print_json({"key": key, "unbanned": unbanned})
+            elif unbanned:
+                output.print_line(f"unbanned {key}")
+            if not unbanned:
+                missing.append(key)
+    _report_missing(missing, "no ban of a proxy with key")
+
+
+def ping(
+    target: options.Target = DEFAULT_TARGET,
+    timeout: options.Timeout = DEFAULT_TIMEOUT,
+    json: options.Json = False,
+) -> None:
+    """See whether a server answers, and how fast."""
+    with options.connect(target, timeout) as client:
+        # The first call connects.
+        client.stats()
+        started = time.perf_counter()
+        statistics = client.stats()
+        milliseconds = (time.perf_counter() - started) * 1000
+        tiers = {tier.tier.value: tier.state.value for tier in statistics.tiers}
         if json:
-            for entry in entries:
-                output.print_json(output.entry_record(entry, show_credentials=show_credentials))
+            output.print_json({"target": client.target, "milliseconds": milliseconds, "tiers": tiers})
         else:
-            table = partial(output.entry_table, show_credentials=show_credentials)
-            _print_tables(entries, table, "no proxies")
+            states = ", ".join(f"{tier} {state}" for tier, state in tiers.items())
+            output.print_line(f"{client.target} answers in {milliseconds:.1f} ms; {states}")
 
 
-def _list_bans(limit: int | None, target: str, timeout: float, json: bool) -> None:
-    with options.connect(target, timeout) as client:
-        bans = islice(client.bans(), limit)
-        if not json:
-            _print_tables(bans, output.ban_table, "no bans")
-        for ban in bans:
-            output.print_json(output.ban_record(ban))
+def _named_or_wanted(
+    client: Client,
+    keys: list[str] | None,
+    username: str | None,
+    wanted: options.Filters,
+    verb: str,
+    *,
+    yes: bool,
+) -> list[str]:
+    """The keys that were named, or those of all that are wanted, after asking."""
+    if keys:
+        if wanted:
+            raise typer.BadParameter("either keys or options say which proxies, not both", param_hint="KEY")
+        return options.resolve_keys(keys, username)
+    if not wanted:
+        raise typer.BadParameter("say which proxies, by keys or by options", param_hint="KEY")
+    found = [entry.key for entry in wanted.entries(client, 1000, show_credentials=False)]
+    if found and not yes:
+        _ask(f"{verb} {len(found):,} {_proxies(len(found))}?")
+    if not found:
+        raise CommandError("no proxy is like that", ExitCode.NOT_DONE)
+    return found
 
 
-def _print_tables(items: Iterator[_Item], table: Callable[[list[_Item]], Table], nothing: str) -> None:
-    """One table, or several when there are too many items to hold in memory."""
-    console = output.console()
-    empty = True
-    while rows := [*islice(items, _TABLE_ROWS)]:
-        console.print(table(rows))
-        empty = False
-    if empty:
-        typer.echo(nothing, err=True)
+def _ask(question: str) -> None:
+    if not sys.stdin.isatty():
+        raise CommandError("this asks first; pass --yes to do it without a terminal", ExitCode.USAGE)
+    if not typer.confirm(question, err=True):
+        raise CommandError("nothing was changed", ExitCode.NOT_DONE)
+
+
+def _report_missing(keys: Iterable[str], what: str = "no proxy with key") -> None:
+    missing = [output.printable(key) for key in keys]
+    for key in missing[:-1]:
+        report(f"{what} {key}")
+    if missing:
+        raise CommandError(f"{what} {missing[-1]}", ExitCode.NOT_DONE)
 
 
 def _password(username: str | None, from_stdin: bool) -> str | None:
@@ -300,18 +313,6 @@ def _password(username: str | None, from_stdin: bool) -> str | None:
             "Password (empty for none)", default="", hide_input=True, show_default=False, err=True
         )
     return password or None
-
-
-def _ask_before_clearing(client: Client) -> None:
-    if not sys.stdin.isatty():
-        raise CommandError("clear asks first; pass --yes to do it without a terminal", ExitCode.USAGE)
-    entries = client.stats().entries
-    if not typer.confirm(f"Remove all {entries:,} {_proxies(entries)} from {client.target}?", err=True):
-        raise CommandError("nothing was removed", ExitCode.NOT_DONE)
-
-
-def _no_such_proxy(key: str) -> CommandError:
-    return CommandError(f"no proxy with key {output.printable(key)}", ExitCode.NOT_DONE)
 
 
 def _proxies(count: int) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from proxystash.cli import entries, statistics, transfer
+from proxystash.cli import entries, listing, statistics, transfer
 from proxystash.cli.failures import ExitCode, exit_codes_help, failing_in_one_line, report
 
 # The base of all that the parser raises. Typer exports only this descendant of it.
@@ -48,7 +48,9 @@ app.command()(entries.delete)
 app.command()(entries.clear)
 app.command()(entries.invalidate)
 app.command()(entries.unban)
-app.command("list")(entries.list_proxies)
+app.command()(entries.ping)
+app.command("list")(listing.list_proxies)
+app.command()(listing.count)
 app.command()(transfer.warm)
 app.command()(transfer.export)
 app.command()(statistics.stats)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from proxystash._defaults import TARGET_VARIABLE
-from proxystash.models import HealthStatus, PutMode
+from proxystash.models import CacheEntry, HealthStatus, PutMode
 from proxystash.proxies import SCHEMES, InvalidProxyUrl, cache_key
 
 if TYPE_CHECKING:
@@ -42,12 +46,13 @@ def parse_scheme(text: str) -> str:
 
 def parse_labels(texts: list[str] | None) -> dict[str, str]:
     """Read labels written as `name=value`."""
-    labels = {}
+    labels: dict[str, str] = {}
     for text in texts or []:
         name, separator, value = text.partition("=")
         if not separator or not name:
             raise typer.BadParameter("write a label as name=value, such as country=DE", param_hint="--label")
-        labels[name] = value
+        if labels.setdefault(name, value) != value:
+            raise typer.BadParameter(f"label {name} is given twice", param_hint="--label")
     return labels
 
 
@@ -61,6 +66,15 @@ def resolve_key(key_or_url: str, username: str | None) -> str:
         return cache_key(key_or_url, username)
     except InvalidProxyUrl as error:
         raise typer.BadParameter(str(error), param_hint="KEY") from None
+
+
+def resolve_keys(keys_or_urls: list[str], username: str | None) -> list[str]:
+    """The keys that were given, or those of the proxy URLs, on the command line or in standard input."""
+    keys: list[str] = []
+    for text in keys_or_urls:
+        lines = [line.strip() for line in sys.stdin] if text == "-" else [text]
+        keys += [resolve_key(line, username) for line in lines if line]
+    return keys
 
 
 def connect(target: str, timeout: float) -> Client:
@@ -110,13 +124,31 @@ Key = Annotated[
     str,
     typer.Argument(metavar="KEY", help="A proxy's key or its URL, in which a username counts."),
 ]
+Keys = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="KEY...",
+        help="Keys or URLs of proxies, in which a username counts; - reads some from standard input.",
+    ),
+]
+SomeKeys = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY...]",
+        help="Keys or URLs of proxies, in which a username counts; - reads some from standard input. "
+        "Or else which proxies, by the options.",
+    ),
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 KeyUsername = Annotated[
     str | None, typer.Option("--username", help="With a proxy URL: the username that belongs to it.")
 ]
 ShowCredentials = Annotated[
     bool, typer.Option("--show-credentials", help="Show usernames and passwords, too.")
 ]
-FilterSource = Annotated[str, typer.Option("--source", help="Only proxies from this source.")]
+FilterSource = Annotated[
+    str | None, typer.Option("--source", help="Only proxies from this source; '' for those of none.")
+]
 FilterHealth = Annotated[
     list[HealthStatus] | None,
     typer.Option(
@@ -136,5 +168,69 @@ FilterScheme = Annotated[
 ]
 FilterLabel = Annotated[
     list[str] | None,
-    typer.Option("--label", metavar="NAME=VALUE", help="Only proxies with this label; of several, with all."),
+    typer.Option(
+        "--label",
+        metavar="NAME=VALUE",
+        help="Only proxies with this label, NAME!=VALUE another or none, !NAME none; of several, with all.",
+    ),
 ]
+ExpiringWithin = Annotated[
+    timedelta | None,
+    typer.Option(
+        "--expiring-within",
+        parser=parse_duration,
+        metavar="DURATION",
+        help="Only proxies that expire within this time, such as 10m.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which proxies are wanted: what the server can tell, and what is told here."""
+
+    asked: dict[str, Any]
+    conditions: list[Callable[[CacheEntry], bool]]
+
+    def __bool__(self) -> bool:
+        return bool(self.asked or self.conditions)
+
+    def entries(self, client: Client, page_size: int, show_credentials: bool) -> Iterator[CacheEntry]:
+        """Those of a server's proxies that are wanted, in key order."""
+        found = client.list(page_size=page_size, include_credentials=show_credentials, **self.asked)
+        return (entry for entry in found if all(wants(entry) for wants in self.conditions))
+
+
+def filters(
+    source: str | None,
+    health: list[HealthStatus] | None,
+    schemes: list[str] | None,
+    labels: list[str] | None,
+    expiring_within: timedelta | None,
+) -> Filters:
+    """What several options together want; raises BadParameter."""
+    conditions: list[Callable[[CacheEntry], bool]] = []
+    equal: list[str] = []
+    for text in labels or ():
+        name, separator, value = text.partition("!=")
+        if text.startswith("!") and len(text) > 1 and "=" not in text:
+            conditions.append(partial(_lacks, text[1:]))
+        elif separator and name and "=" not in name:
+            conditions.append(partial(_differs, name, value))
+        else:
+            equal.append(text)
+    if source == "":
+        conditions.append(lambda entry: not entry.source)
+    if expiring_within is not None:
+        end = datetime.now(UTC) + expiring_within
+        conditions.append(lambda entry: entry.expires_at is not None and entry.expires_at <= end)
+    asked = {"source": source, "health": health, "schemes": schemes, "labels": parse_labels(equal)}
+    return Filters({name: value for name, value in asked.items() if value}, conditions)
+
+
+def _lacks(name: str, entry: CacheEntry) -> bool:
+    return name not in entry.labels
+
+
+def _differs(name: str, value: str, entry: CacheEntry) -> bool:
+    return entry.labels.get(name) != value

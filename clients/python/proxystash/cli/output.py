@@ -6,14 +6,14 @@ import json
 import sys
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
+from itertools import pairwise
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from proxystash.lists.writing import record_from_entry
+from proxystash.lists.writing import record_from_entry, whole_record
 from proxystash.models import Ban, CacheEntry, CacheStatistics, LatencySummary
 from proxystash.times import time_text
 
@@ -57,49 +57,34 @@ def short_time(time: datetime | None) -> str:
     return "" if time is None else time.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
+def short_duration(duration: timedelta) -> str:
+    """A duration for people, in its two greatest units, such as 2h15m."""
+    seconds = int(duration.total_seconds())
+    for (large, name), (small, small_name) in pairwise(((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))):
+        if seconds >= large:
+            rest = seconds % large // small
+            return f"{seconds // large}{name}" + (f"{rest}{small_name}" if rest else "")
+    return f"{seconds}s"
+
+
 def entry_record(entry: CacheEntry, *, show_credentials: bool) -> dict[str, object]:
-    """An entry as JSON has it: the fields of an exported line, and whether it has fallen out of memory."""
-    record = record_from_entry(entry, include_credentials=show_credentials)
+    """An entry as JSON has it: every field of an exported line, and whether it has fallen out of memory."""
+    record = whole_record(entry, include_credentials=show_credentials)
+    if not show_credentials:
+        del record["username"], record["password"]
     return record | {"evicted_from_l1": entry.evicted_from_l1}
 
 
 def print_entry(entry: CacheEntry, *, served_by: str, show_credentials: bool) -> None:
     """An entry for people, one field on a line."""
-    record = entry_record(entry, show_credentials=show_credentials)
+    record = record_from_entry(entry, include_credentials=show_credentials)
+    record["evicted_from_l1"] = entry.evicted_from_l1
     if not show_credentials and (entry.username or entry.password):
         record["credentials"] = "hidden; --show-credentials shows them"
     lines = [*_flatten(record | {"served_by": served_by})]
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
         print_line(f"{name:<{width}}  {value}")
-
-
-def entry_table(entries: Iterable[CacheEntry], *, show_credentials: bool) -> Table:
-    """Entries for people, one on a row."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    names = ["key", "proxy_url", "health", "failures", "source", "labels", "expires_at"]
-    names[2:2] = ["username", "password"] if show_credentials else []
-    for name in names:
-        table.add_column(
-            name,
-            justify="right" if name == "failures" else "left",
-            overflow="fold",
-            no_wrap=name in {"key", "health"},
-        )
-    for entry in entries:
-        cells = {
-            "key": entry.key,
-            "proxy_url": entry.proxy_url,
-            "username": entry.username or "",
-            "password": entry.password or "",
-            "health": entry.health_status.value,
-            "failures": str(entry.failure_count),
-            "source": entry.source,
-            "labels": _labels_text(entry.labels),
-            "expires_at": short_time(entry.expires_at),
-        }
-        table.add_row(*(Text(printable(cells[name])) for name in names))
-    return table
 
 
 def ban_record(ban: Ban) -> dict[str, object]:
@@ -111,17 +96,6 @@ def ban_record(ban: Ban) -> dict[str, object]:
         "bans": ban.bans,
         "banned_until": time_text(ban.banned_until),
     }
-
-
-def ban_table(bans: Iterable[Ban]) -> Table:
-    """Bans for people, one on a row."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for name in ("key", "failures", "last_failure", "bans", "banned_until"):
-        table.add_column(name, justify="right" if name in {"failures", "bans"} else "left", no_wrap=True)
-    for ban in bans:
-        times = (short_time(ban.last_failure_time), short_time(ban.banned_until))
-        table.add_row(printable(ban.key), str(ban.failure_count), times[0], str(ban.bans), times[1])
-    return table
 
 
 def statistics_record(statistics: CacheStatistics) -> dict[str, object]:
@@ -210,7 +184,7 @@ def statistics_line(statistics: CacheStatistics) -> str:
 def _flatten(record: Mapping[str, object]) -> Iterable[tuple[str, object]]:
     for name, value in record.items():
         if isinstance(value, dict) and name == "labels":
-            yield name, _labels_text(value)
+            yield name, labels_text(value)
         elif isinstance(value, dict):
             yield from _flatten(value)
         elif isinstance(value, bool):
@@ -219,7 +193,8 @@ def _flatten(record: Mapping[str, object]) -> Iterable[tuple[str, object]]:
             yield name, value
 
 
-def _labels_text(labels: Mapping[str, str]) -> str:
+def labels_text(labels: Mapping[str, str]) -> str:
+    """Labels for people, by name."""
     return ", ".join(f"{name}={value}" for name, value in sorted(labels.items()))
 
 

@@ -161,10 +161,11 @@ def export(
             "host:port says no scheme. Default: by the file's name, else jsonl.",
         ),
     ] = None,
-    source: options.FilterSource = "",
+    source: options.FilterSource = None,
     health: options.FilterHealth = None,
     scheme: options.FilterScheme = None,
     label: options.FilterLabel = None,
+    expiring_within: options.ExpiringWithin = None,
     include_credentials: Annotated[
         bool,
         typer.Option(
@@ -183,8 +184,7 @@ def export(
             "host:port has no place for them; url has", param_hint="--include-credentials"
         )
     line_of = LINES[line_format]
-    labels = options.parse_labels(label)
-    filtered = bool(source or health or scheme or labels)
+    wanted = options.filters(source, health, scheme, label, expiring_within)
     written = 0
     schemes: Counter[str] = Counter()
     with (
@@ -195,14 +195,8 @@ def export(
         if line_format == "csv":
             text.write(f"{CSV_HEADER}\n")
         # How many a filter leaves is not known beforehand.
-        task = progress.add_task(f"export {file.name}", total=None if filtered else client.stats().entries)
-        for entry in client.list(
-            source=source,
-            health=health or (),
-            schemes=scheme or (),
-            labels=labels,
-            include_credentials=include_credentials,
-        ):
+        task = progress.add_task(f"export {file.name}", total=None if wanted else client.stats().entries)
+        for entry in wanted.entries(client, 500, include_credentials):
             text.write(line_of(entry, include_credentials=include_credentials) + "\n")
             schemes[entry.proxy_url.partition("://")[0]] += 1
             written += 1

@@ -24,6 +24,11 @@ def record_from_entry(entry: CacheEntry, *, include_credentials: bool) -> dict[s
 
     Without credentials, userinfo in the URL and in the last health error is left out, too.
     """
+    return _without_unset(whole_record(entry, include_credentials=include_credentials))
+
+
+def whole_record(entry: CacheEntry, *, include_credentials: bool) -> dict[str, object]:
+    """The same with what is unset, too: as None, or an empty text."""
     address = parse_proxy_url(entry.proxy_url)
     username = entry.username or address.username
     record = _write_entry(entry)
@@ -33,7 +38,7 @@ def record_from_entry(entry: CacheEntry, *, include_credentials: bool) -> dict[s
     record["password"] = (entry.password or address.password) if include_credentials else None
     if entry.health_monitoring is not None:
         record["health_monitoring"] = _monitoring_record(entry.health_monitoring, include_credentials)
-    return _without_unset(record)
+    return record
 
 
 def entry_to_json(entry: CacheEntry, *, include_credentials: bool) -> str:
