@@ -20,7 +20,7 @@ from proxystash_server.cache.coherence.uses import Use
 from proxystash_server.cache.entry.credentials import CredentialEncryptor
 from proxystash_server.cache.entry.entry import CacheEntry, with_use
 from proxystash_server.cache.errors import EncryptionKeyError, StoreError, StoreFormatError, TierError
-from proxystash_server.cache.ground.files import make_directory, replace_file, sync_directory
+from proxystash_server.cache.ground.files import make_directory, replace_file, sync_directory, unused_path
 from proxystash_server.cache.ground.killpoints import kill_point
 from proxystash_server.cache.tiers.base import Write
 from proxystash_server.cache.tiers.jsonl.line import decode_line, encode_body, finish_line
@@ -308,7 +308,7 @@ class MissedChanges:
         try:
             if self._damaged:
                 # Its sound part has been made up for; the rest is the operator's.
-                self.path.rename(_unused(self.path))
+                self.path.rename(unused_path(self.path, "damaged"))
                 self._damaged = 0
             else:
                 self.path.unlink(missing_ok=True)
@@ -386,7 +386,7 @@ class MissedChanges:
                 end += place.length
             if self._damaged:
                 # Its damaged lines are the operator's.
-                _unused(self.path).hardlink_to(self.path)
+                unused_path(self.path, "damaged").hardlink_to(self.path)
                 self._damaged = 0
             replace_file(self.path, b"".join(parts), sync=self._sync)
             log = LogFile(self.path, sync=self._sync)
@@ -414,10 +414,3 @@ class MissedChanges:
 
     def _update_pending(self) -> None:
         self.pending = bool(self.cleared_at or self._unsaved) or len(self._places) > len(self._applied)
-
-
-def _unused(path: Path) -> Path:
-    number = 1
-    while (candidate := path.with_name(f"{path.name}.damaged-{number}")).exists():
-        number += 1
-    return candidate

@@ -27,6 +27,14 @@ def make_directory(path: Path, *, sync: bool) -> None:
         sync_directory(path.parent)
 
 
+def unused_path(path: Path, word: str) -> Path:
+    """A name beside `path` that nobody has, with a word that says what it is for and a number."""
+    number = 1
+    while (candidate := path.with_name(f"{path.name}.{word}-{number}")).exists():
+        number += 1
+    return candidate
+
+
 def replace_file(path: Path, content: bytes, *, sync: bool) -> None:
     """Write a whole small file so that a reader finds the old or the new one, never a part."""
     temporary = path.with_name(path.name + ".new")
