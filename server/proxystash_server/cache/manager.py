@@ -400,6 +400,15 @@ class CacheManager:
             done = self._changes.report_failure(key)
         return done
 
+    def report_success(self, key: str) -> Invalidation:
+        """Start the count of an entry's failures over; one that was unhealthy is healthy then.
+
+        Raises CacheUnavailableError if no tier could take the change.
+        """
+        self._check_open()
+        check_key(key)
+        return self._changes.report_success(key)
+
     def cleanup_expired(self) -> int:
         """Remove every expired entry, a batch at a time; how many distinct ones there were."""
         removed = 0

@@ -84,6 +84,16 @@ class Result:
     retry_after: float = 0.0
 
 
+class Opened(NamedTuple):
+    """Which breakers a result has opened."""
+
+    proxy: bool
+    pair: bool
+
+
+_NOTHING: Final = Opened(proxy=False, pair=False)
+
+
 class Evidence:
     """Successes and failures, each halved every half-life."""
 
@@ -201,13 +211,14 @@ class Standing(Evidence):
 class Target(Evidence):
     """How one target fares with all proxies together."""
 
-    __slots__ = ("last_result", "leases", "name", "slots")
+    __slots__ = ("last_result", "leases", "name", "slots", "waiting")
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
-        # Leases held for it, and the slots of which anything is known at it.
+        # Leases held for it, calls that wait for one, and the slots of which anything is known at it.
         self.leases = 0
+        self.waiting = 0
         self.slots: set[int] = set()
         self.last_result = 0.0
 
@@ -264,11 +275,14 @@ class Health:
     def targets(self) -> list[Target]:
         return list(self._targets.values())
 
+    def numbered_targets(self) -> list[tuple[int, Target]]:
+        return list(self._targets.items())
+
     def _drop_a_target(self) -> None:
-        """Forget the longest unused target that nothing is leased for."""
+        """Forget the longest unused target that nothing is leased or wanted for."""
         for name, number in self._numbers.items():
             target = self._targets[number]
-            if not target.leases:
+            if not target.leases and not target.waiting:
                 for slot in list(target.slots):
                     self._drop_pair(slot, number)
                 del self._numbers[name], self._targets[number]
@@ -334,11 +348,6 @@ class Health:
         self.changed.discard((slot, NO_TARGET))
         return known
 
-    def forget_all(self) -> None:
-        """Forget all that is known of proxies."""
-        for slot in {*self._proxies, *self._targets_of}:
-            self.forget(slot)
-
     def _drop_pair(self, slot: int, target: int) -> None:
         self._forget_pair(slot, target)
         self._dropped(slot, target)
@@ -355,7 +364,7 @@ class Health:
     # -- learning
 
     def note_lent(self, slot: int, target: int, lease_id: str, now: float) -> bool:
-        """A proxy is lent; whether this use is a trial, so that nobody else gets it meanwhile."""
+        """A proxy is lent; whether this use is a trial: nobody else gets it for this target meanwhile."""
         trial = False
         standing = self._proxies.get(slot)
         if standing is not None and standing.rests:
@@ -375,11 +384,11 @@ class Health:
             if standing is not None and standing.trial == lease_id:
                 standing.trial = ""
 
-    def record(self, slot: int, target: int, result: Result, now: float) -> bool:
-        """Take in a result; whether it opened the proxy's breaker. ABANDONED says nothing."""
+    def record(self, slot: int, target: int, result: Result, now: float) -> Opened:
+        """Take in a result; which breakers it opened. ABANDONED says nothing."""
         outcome = result.outcome
         if outcome is Outcome.ABANDONED:
-            return False
+            return _NOTHING
         good = result.count if outcome is Outcome.SUCCESS else 0
         bad = result.count - good
         self.fleet.add(now, good, bad)
@@ -399,19 +408,20 @@ class Health:
                 if standing is not None:
                     standing.take(result, now, good, 0.0)
                     standing.succeed(result.begun_at, now)
-            return False
+            return _NOTHING
         blame = _BLAME[outcome]
         proxy.take(result, now, 0.0, bad * blame.proxy)
+        opened_pair = opened_proxy = False
         if pair is not None:
             pair.take(result, now, 0.0, bad * blame.pair)
             if blame.opens_pair_at:
-                pair.fail(result, now, blame.opens_pair_at, PAIR_REST, self._random)
+                opened_pair = pair.fail(result, now, blame.opens_pair_at, PAIR_REST, self._random)
         if blame.opens_proxy_at:
             base = LONGEST_REST if outcome is Outcome.AUTH_ERROR else PROXY_REST
-            return proxy.fail(result, now, blame.opens_proxy_at, base, self._random)
-        if blame.reaches:
+            opened_proxy = proxy.fail(result, now, blame.opens_proxy_at, base, self._random)
+        elif blame.reaches:
             proxy.succeed(result.begun_at, now)
-        return False
+        return Opened(opened_proxy, opened_pair)
 
     # -- judging
 

@@ -158,6 +158,9 @@ class SelectionIndex:
     def key_of(self, slot: int) -> str:
         return self._keys[slot]
 
+    def is_used(self, slot: int) -> bool:
+        return self._cohort_of[slot] is not None
+
     def slots(self) -> Iterator[int]:
         """Every slot in use."""
         return iter(self._slots.values())

@@ -44,7 +44,7 @@ def report(
     **rest: float,
 ) -> bool:
     begun_at = now if begun is None else begun
-    return health.record(SLOT, target, Result(outcome, begun_at, now, **rest), now)  # type: ignore[arg-type]
+    return health.record(SLOT, target, Result(outcome, begun_at, now, **rest), now).proxy  # type: ignore[arg-type]
 
 
 def breakers(health: Health, target: int, now: float) -> tuple[Breaker, Breaker]:

@@ -20,6 +20,7 @@ from proxystash_server.cache.coherence.plan import (
     Plan,
     Put,
     ReportFailure,
+    ReportSuccess,
     Request,
     Rules,
 )
@@ -141,6 +142,12 @@ class Changes:
         """Forget the failures that are too long ago to matter."""
         with self.lock:
             self._history.drop_past(self._clock())
+
+    def report_success(self, key: str) -> Invalidation:
+        """Start the count of failures over. Raises CacheUnavailableError."""
+        [done] = self._submit([ReportSuccess(key)])
+        invalidation: Invalidation = _unless_refused(done)
+        return invalidation
 
     def clear(self, count: Callable[[], int]) -> int:
         """Remove everything; what `count` gave just before. Raises CacheUnavailableError."""
@@ -455,7 +462,7 @@ class Changes:
                 answers.append(tuple.__new__(Stored, (tiers, entry, False, banned_until_us)))
             elif key in refused:
                 answers.append(CacheUnavailableError(_UNAVAILABLE))
-            elif type(request) is ReportFailure:
+            elif type(request) in (ReportFailure, ReportSuccess):
                 outcome = plan.outcomes[place]
                 if isinstance(outcome, Invalidation) and outcome.evicted:
                     logger.info(

@@ -47,11 +47,17 @@ class ReportFailure(NamedTuple):
     key: str
 
 
-Request = Put | Delete | Expire | ReportFailure
+class ReportSuccess(NamedTuple):
+    """Start the count of a key's failures over; an entry that was unhealthy is healthy then."""
+
+    key: str
+
+
+Request = Put | Delete | Expire | ReportFailure | ReportSuccess
 
 
 class Invalidation(NamedTuple):
-    """What recording a failure did. `banned_until_us` is 0 if it banned nobody."""
+    """What recording a failure, or a success, did. `banned_until_us` is 0 if it banned nobody."""
 
     found: bool
     evicted: bool
@@ -79,7 +85,7 @@ class Plan:
     `writes` is by key what is to be done, `updates` the keys whose entries go on with their uses, `causes`
     why a key is evicted, `failures` what is to be known of a key's failures, and `events` what is to be told.
     By the place of a request, `found` says whether a Delete or Expire found what it removes, and `outcomes`
-    what a ReportFailure did, which entry a Put has left as it was, or what either failed with.
+    what a report did, which entry a Put has left as it was, or what either failed with.
     """
 
     def __init__(
@@ -129,8 +135,9 @@ class Plan:
             elif type(request) is Expire:
                 self.found[place] = self._expire(request.key, held, read)
             else:
+                report = self._report_failure if type(request) is ReportFailure else self._report_success
                 try:
-                    self.outcomes[place] = self._report_failure(request.key, held, read)
+                    self.outcomes[place] = report(request.key, held, read)
                 except CacheUnavailableError as error:
                     self.outcomes[place] = error
         return list(self.writes.values())
@@ -243,14 +250,30 @@ class Plan:
         if evicts:
             self._remove(key, ChangeKind.EVICTION, EvictionCause.HEALTH)
             return Invalidation(True, True, HealthStatus.UNHEALTHY, failures, banned_until_us)
+        return self._set_health(key, entry, HealthStatus.UNHEALTHY, failures)
+
+    def _report_success(self, key: str, held: Mapping[str, Held], read: Read) -> Invalidation:
+        entry = self._current(key, held, read)
+        if entry is None or self._is_expired(entry):
+            return NOT_FOUND
+        if key in self._history.known:
+            self.failures[key] = None
+        status = entry.health_status
+        if not entry.failure_count and status is not HealthStatus.UNHEALTHY:
+            return Invalidation(True, False, status, 0)
+        return self._set_health(
+            key, entry, HealthStatus.HEALTHY if status is HealthStatus.UNHEALTHY else status, 0
+        )
+
+    def _set_health(self, key: str, entry: CacheEntry, status: HealthStatus, failures: int) -> Invalidation:
         revision = self.last_revision = self.last_revision + 1
-        changed = with_health(self._as_used(entry), HealthStatus.UNHEALTHY, failures)
+        changed = with_health(self._as_used(entry), status, failures)
         changed = stamped(changed, key, revision, failures, entry.sealed)
         if key not in self.writes:
             self.updates.add(key)
         self.writes[key] = Write(key, changed, revision)
         self.events.append(Change(revision, ChangeKind.HEALTH, key, changed))
-        return Invalidation(True, False, HealthStatus.UNHEALTHY, failures)
+        return Invalidation(True, False, status, failures)
 
     def _current(self, key: str, held: Mapping[str, Held], read: Read) -> CacheEntry | None:
         earlier = self.writes.get(key)
