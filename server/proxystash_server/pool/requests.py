@@ -118,8 +118,9 @@ class Lease:
     """The right to use a proxy until a moment. Changed by the pool alone, under its lock."""
 
     __slots__ = (
-        "acquired_at", "answered", "claims", "duration", "ended", "expires_at", "holder", "id", "key", "moved",
-        "request_id", "score", "sequence", "session_id", "slot", "target", "target_number", "timer", "trial",
+        "acquired_at", "answered", "claims", "duration", "ended", "expires_at", "holder", "id", "key",
+        "moved", "request_id", "score", "sequence", "session_id", "slot", "target", "target_number", "timer",
+        "trial",
     )  # fmt: skip
 
     def __init__(self, lease_id: str, sequence: int, key: str, slot: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from proxystash_server.cache import CacheUnavailableError, HealthStatus
@@ -19,10 +21,10 @@ from tests.server.pool.conftest import Fleet
 TARGET = "shop.example"
 
 
-def report(fleet: Fleet, key: str, outcome: Outcome, target: str = "", **fields: float) -> HealthEffect:
+def report(fleet: Fleet, key: str, outcome: Outcome, target: str = "", **fields: Any) -> HealthEffect:
     [effect] = fleet.pool.report(
         [Report(UseResult(outcome, fleet.time.steady, target=target, **fields), key)]
-    )  # type: ignore[arg-type]
+    )
     assert isinstance(effect, HealthEffect)
     return effect
 
@@ -117,12 +119,11 @@ def test_any_number_may_rest(fleet: Fleet) -> None:
 def test_each_opening_is_one_failure_and_three_evict(fleet: Fleet) -> None:
     entry = fleet.put(1)
     for failures in (1, 2, 3):
+        effect = report(fleet, entry.key, Outcome.CONNECT_ERROR)
         for _ in range(5):
-            # The others begin before the rest, or during it.
-            effect = report(fleet, entry.key, Outcome.CONNECT_ERROR)
-            if effect.evicted:
-                break
-        assert effect.failure_count == failures or effect.evicted
+            # These are during the rest.
+            report(fleet, entry.key, Outcome.CONNECT_ERROR)
+        assert (effect.failure_count, effect.evicted) == (failures, failures == 3)
         fleet.time.pass_time(2 * LONGEST_REST)
     assert fleet.manager.get(entry.key) is None
     assert not report(fleet, entry.key, Outcome.SUCCESS).found

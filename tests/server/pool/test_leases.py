@@ -19,6 +19,7 @@ from proxystash_server.pool.requests import (
     PoolFullError,
     PoolLoadingError,
     Release,
+    Report,
     SelectionPolicy,
     Shortage,
     UseResult,
@@ -189,17 +190,14 @@ def test_least_recently_used_goes_round(fleet: Fleet) -> None:
 def test_the_default_prefers_what_has_worked_and_wears_nobody_out(fleet: Fleet) -> None:
     keys = [fleet.put(number).key for number in range(10)]
     for key in keys[:5]:
-        fleet.pool.report([pool_module.Report(UseResult(Outcome.SUCCESS, fleet.time.steady, count=20), key)])
+        fleet.pool.report([Report(UseResult(Outcome.SUCCESS, fleet.time.steady, count=20), key)])
         fleet.pool.report(
-            [
-                pool_module.Report(UseResult(Outcome.TIMEOUT, fleet.time.steady, count=1), key)
-                for key in keys[5:]
-            ]
+            [Report(UseResult(Outcome.TIMEOUT, fleet.time.steady, count=1), key) for key in keys[5:]]
         )
-        fleet.pool.report([pool_module.Report(UseResult(Outcome.TARGET_ERROR, 0.0), key) for key in keys])
+        fleet.pool.report([Report(UseResult(Outcome.TARGET_ERROR, 0.0), key) for key in keys])
         fleet.time.pass_time(3600)
     for key in keys[:5]:
-        fleet.pool.report([pool_module.Report(UseResult(Outcome.SUCCESS, fleet.time.steady, count=20), key)])
+        fleet.pool.report([Report(UseResult(Outcome.SUCCESS, fleet.time.steady, count=20), key)])
     chosen = []
     for _ in range(300):
         [lease] = fleet.acquire()
