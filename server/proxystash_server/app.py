@@ -25,6 +25,9 @@ from proxystash_server.cache import (
 )
 from proxystash_server.data_directory import DataDirectory, DataDirectoryError
 from proxystash_server.logs import configure_logging
+from proxystash_server.pool.pool import Pool
+from proxystash_server.pool.requests import SelectionPolicy
+from proxystash_server.rpc.pool_service import PoolService
 from proxystash_server.rpc.server import BindError, RpcServer
 from proxystash_server.settings import Settings
 
@@ -48,12 +51,15 @@ def serve(settings: Settings) -> int:
     try:
         with StopSignals() as signals, DataDirectory(settings.data_dir, "starting") as directory:
             manager = CacheManager(cache_config(settings))
+            pool: Pool | None = None
             try:
+                pool = make_pool(settings, manager) if settings.pool_enabled else None
                 server = RpcServer(
                     manager,
                     settings.listen,
                     threads=settings.threads,
                     max_stats_streams=settings.max_stats_streams,
+                    pool=None if pool is None else pool_service(settings, pool),
                 )
                 directory.tell(f"serving on {server.address}")
                 server.start()
@@ -63,6 +69,8 @@ def serve(settings: Settings) -> int:
                 _log.info("server stopping", reason=reason, grace_period=settings.grace_period)
                 finished = _stop(server, signals, settings.grace_period)
             finally:
+                if pool is not None:
+                    pool.close()
                 manager.close()
             _log.info("server stopped", reason=reason, uptime_seconds=round(time.monotonic() - started, 3))
     except (DataDirectoryError, BindError, StoreError) as error:
@@ -108,6 +116,27 @@ def cache_config(settings: Settings) -> CacheConfig:
         refuse_banned=settings.banned_puts == "refuse",
         durability=Durability(settings.durability),
     )
+
+
+def make_pool(settings: Settings, manager: CacheManager) -> Pool:
+    """The pool over a cache, with its journals below the data directory."""
+    return Pool(
+        manager,
+        settings.data_dir / "pool",
+        max_leases=settings.pool_max_leases,
+        labels=_pool_labels(settings),
+        sync=settings.durability == "full",
+    )
+
+
+def pool_service(settings: Settings, pool: Pool) -> PoolService:
+    """PoolService as it is configured."""
+    policy = SelectionPolicy[settings.pool_policy.upper()]
+    return PoolService(pool, policy=policy, labels=_pool_labels(settings))
+
+
+def _pool_labels(settings: Settings) -> frozenset[str] | None:
+    return frozenset(settings.pool_labels) or None
 
 
 class StopSignals:

@@ -186,6 +186,19 @@ class Settings(BaseSettings):
     max_stats_streams: Annotated[Count, Field(ge=1, le=1_000_000)] = 1000
     """StreamStats calls that may be open at once."""
 
+    pool_enabled: bool = True
+    """Whether PoolService lends the cached proxies."""
+
+    pool_max_leases: Annotated[Count, Field(ge=1, le=1_000_000)] = 1
+    """Leases of one proxy that may be held at once."""
+
+    pool_policy: Literal["balanced", "least_recently_used", "random", "best"] = "balanced"
+    """How Acquire chooses where it does not say."""
+
+    pool_labels: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_read_list)] = ()
+    """Labels that Acquire can filter by, separated by commas. Unset: all, which suits up to a few thousand
+    combinations of source, health and labels."""
+
     grace_period: Annotated[Seconds, Field(ge=0, le=24 * 3600)] = 10
     """How long calls under way may take once the server is told to stop. Seconds, or with a unit."""
 

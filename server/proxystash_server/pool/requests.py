@@ -27,6 +27,9 @@ MAX_REUSE_DELAY: Final = 3600.0
 MAX_RESULT_AGE: Final = 3600.0
 MAX_RETRY_AFTER: Final = 86_400.0
 MAX_RESULT_COUNT: Final = 1000
+MAX_LATENCY: Final = 86_400.0
+# A year: the contract sets no limit, and this is none that anybody meets.
+MAX_SESSION_AGE: Final = 365 * 86_400.0
 
 
 class PoolError(CacheError):
@@ -34,7 +37,7 @@ class PoolError(CacheError):
 
 
 class PoolFullError(PoolError):
-    """As many leases, sessions or waiting calls as there may be; `what` names them."""
+    """As many leases, sessions or waiting calls as there may be; `what` names them: `waiting calls`."""
 
     def __init__(self, what: str, most: int) -> None:
         super().__init__(f"there are {most:,} {what}, which is the limit; try again later")

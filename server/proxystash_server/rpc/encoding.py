@@ -91,6 +91,17 @@ def get_response(lookup: Lookup) -> bytes:
     return _ENTRY + _VARINT[len(content) + len(use)] + content + use + _SERVED_BY[served_by]
 
 
+def entry_message(entry: CacheEntry) -> bytes:
+    """A serialized CacheEntry, with its credentials."""
+    content = entry.encoded or _encode_content(entry)
+    return content + _count(entry) + _after_count(entry.last_accessed_us)
+
+
+def varint(number: int) -> bytes:
+    """A number, not negative, as the wire format has it."""
+    return _VARINT[number]
+
+
 def unanswered(count: int) -> bytes:
     """What a serialized BatchGetResponse has behind its results when it has no room for `count` more."""
     return _UNANSWERED + _VARINT[count]

@@ -23,6 +23,12 @@ from proxystash_server.cache import (
     InvalidEntryError,
     NotStoredError,
 )
+from proxystash_server.pool.requests import (
+    LeaseNotFoundError,
+    PoolFullError,
+    PoolLoadingError,
+    SessionLostError,
+)
 
 DOMAIN: Final = "proxystash"
 
@@ -60,6 +66,29 @@ class Reason(StrEnum):
     TOO_MANY_SUBSCRIBERS = "TOO_MANY_SUBSCRIBERS"
     NO_TIER_AVAILABLE = "NO_TIER_AVAILABLE"
     SHUTTING_DOWN = "SHUTTING_DOWN"
+    INVALID_TARGET = "INVALID_TARGET"
+    INVALID_COUNT = "INVALID_COUNT"
+    INVALID_POLICY = "INVALID_POLICY"
+    INVALID_LEASE_DURATION = "INVALID_LEASE_DURATION"
+    INVALID_WAIT = "INVALID_WAIT"
+    INVALID_MAX_LEASES = "INVALID_MAX_LEASES"
+    INVALID_REUSE_DELAY = "INVALID_REUSE_DELAY"
+    INVALID_HOLDER = "INVALID_HOLDER"
+    INVALID_SESSION = "INVALID_SESSION"
+    INVALID_REQUEST_ID = "INVALID_REQUEST_ID"
+    INVALID_OUTCOME = "INVALID_OUTCOME"
+    INVALID_LATENCY = "INVALID_LATENCY"
+    INVALID_FINISHED_AT = "INVALID_FINISHED_AT"
+    INVALID_RETRY_AFTER = "INVALID_RETRY_AFTER"
+    MISSING_SUBJECT = "MISSING_SUBJECT"
+    MISSING_RESULT = "MISSING_RESULT"
+    TOO_MANY_LEASE_IDS = "TOO_MANY_LEASE_IDS"
+    TOO_MANY_RELEASES = "TOO_MANY_RELEASES"
+    TOO_MANY_REPORTS = "TOO_MANY_REPORTS"
+    LEASE_NOT_FOUND = "LEASE_NOT_FOUND"
+    SESSION_LOST = "SESSION_LOST"
+    POOL_LOADING = "POOL_LOADING"
+    POOL_FULL = "POOL_FULL"
     INTERNAL = "INTERNAL"
 
 
@@ -147,6 +176,11 @@ _FAILURES: Final[Mapping[type[CacheError], Failure]] = {
         Reason.BANNED,
         "the proxy is banned after its failures; Unban lifts that, or a later success",
     ),
+    # These say themselves what happened.
+    PoolFullError: Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.POOL_FULL, ""),
+    PoolLoadingError: Failure(grpc.StatusCode.UNAVAILABLE, Reason.POOL_LOADING, ""),
+    SessionLostError: Failure(grpc.StatusCode.FAILED_PRECONDITION, Reason.SESSION_LOST, ""),
+    LeaseNotFoundError: Failure(grpc.StatusCode.NOT_FOUND, Reason.LEASE_NOT_FOUND, ""),
 }
 
 
@@ -157,7 +191,7 @@ def failure_of(error: Exception) -> Failure | None:
     for kind in type(error).__mro__:
         failure = _FAILURES.get(kind)
         if failure is not None:
-            return failure
+            return failure if failure.message else replace(failure, message=str(error))
     return None
 
 

@@ -16,6 +16,7 @@ from proxystash_server.rpc.calls import CallPool
 from proxystash_server.rpc.engine import Engine
 from proxystash_server.rpc.errors import SHUTTING_DOWN
 from proxystash_server.rpc.health import NOT_SERVING, SERVING, HealthService
+from proxystash_server.rpc.pool_service import POOL_SERVICE_NAME, PoolService
 from proxystash_server.rpc.reflection import ReflectionSessions
 from proxystash_server.rpc.requests import read_batch_put
 from proxystash_server.rpc.service import SERVICE_NAME, CacheService
@@ -53,14 +54,25 @@ class BindError(Exception):
 class RpcServer:
     """The services of one engine on one address, which it does not own: closing it is the caller's.
 
-    Once made it listens, `start` serves. Raises BindError when the address is taken or does not exist.
+    Without `pool` there is no PoolService. Once made it listens, `start` serves. Raises BindError when the
+    address is taken or does not exist.
     """
 
-    def __init__(self, engine: Engine, listen: str, *, threads: int, max_stats_streams: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        listen: str,
+        *,
+        threads: int,
+        max_stats_streams: int,
+        pool: PoolService | None = None,
+    ) -> None:
         self._sender = StreamSender()
-        self._health = HealthService((SERVICE_NAME,), self._sender)
+        self._pool = pool
+        services = (SERVICE_NAME,) if pool is None else (SERVICE_NAME, POOL_SERVICE_NAME)
+        self._health = HealthService(services, self._sender)
         self._service = CacheService(engine, self._sender, max_subscribers=max_stats_streams)
-        self._reflection = ReflectionSessions((SERVICE_NAME, health.SERVICE_NAME))
+        self._reflection = ReflectionSessions((*services, health.SERVICE_NAME))
         self._workers = WorkerPool(threads, "rpc")
         self._urgent_workers = WorkerPool(1, "urgent")
         self._calls = CallPool(self._workers, self._urgent_workers)
@@ -71,6 +83,8 @@ class RpcServer:
             options=_OPTIONS,
         )
         pb_grpc.add_CacheServiceServicer_to_server(self._service, self._server)
+        if pool is not None:
+            pool.add_to(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._reflection.add_to(self._server)
         host = listen.rpartition(":")[0]
@@ -98,6 +112,8 @@ class RpcServer:
         self._health.set_all(NOT_SERVING)
         self._service.stats_hub.close()
         self._sender.end_all(SHUTTING_DOWN)
+        if self._pool is not None:
+            self._pool.drain(SHUTTING_DOWN)
         self._reflection.end_all()
 
     def stop(self, grace: float) -> threading.Event:
