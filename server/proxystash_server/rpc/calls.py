@@ -292,6 +292,18 @@ class StreamCall:
 
         return _receive(self._event, state, received)
 
+    def answer(self, message: bytes) -> bool:
+        """End the call well with one message, sent together with the status; False if the call is over.
+
+        So a call with one answer can be answered later, without a thread that waits: on the wire, one answer
+        is a stream of one.
+        """
+        with self._state.condition:
+            if not _server._is_rpc_state_active(self._state):
+                return False
+            _server._status(self._event, self._state, message)
+        return True
+
     def finish(self) -> None:
         """End the call well, when what was sent has gone."""
         _server._status(self._event, self._state, None)

@@ -16,6 +16,7 @@ from proxystash_server.pool.pool import Pool
 from proxystash_server.pool.requests import Answer, HealthEffect, PoolError, Report, SelectionPolicy
 from proxystash_server.pool.waiting import Deliver, Ticket
 from proxystash_server.rpc import pool_answers, pool_requests
+from proxystash_server.rpc.calls import StreamCall
 from proxystash_server.rpc.convert import fill_timestamp
 from proxystash_server.rpc.errors import (
     Failure,
@@ -27,10 +28,9 @@ from proxystash_server.rpc.errors import (
     new_request_id,
     refusal_of,
 )
-from proxystash_server.rpc.held_calls import HeldCall
 from proxystash_server.rpc.paging import make_token, read_token
 from proxystash_server.rpc.service import DEFAULT_PAGE, MAX_ANSWER_BYTES, MAX_PAGE
-from proxystash_server.rpc.streams import Send, non_blocking
+from proxystash_server.rpc.streams import non_blocking
 
 POOL_SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["PoolService"].full_name
 
@@ -49,7 +49,7 @@ class PoolService(pb_grpc.PoolServiceServicer):
         self._labels = labels
         self._lock = threading.Lock()
         # Calls that wait, and what they are told when the server ends.
-        self._waiting: set[HeldCall] = set()
+        self._waiting: set[StreamCall] = set()
         self._ending: Failure | None = None
 
     def add_to(self, server: grpc.Server) -> None:
@@ -72,10 +72,10 @@ class PoolService(pb_grpc.PoolServiceServicer):
 
     @non_blocking
     def Acquire(  # type: ignore[override]  # a non-blocking handler takes one more argument
-        self, request: pb.AcquireRequest, context: grpc.ServicerContext, send: Send
+        self, request: pb.AcquireRequest, context: grpc.ServicerContext, send: object
     ) -> None:
         wanted = pool_requests.read_acquire(request, self._policy, self._labels)
-        call = HeldCall(context)
+        call = StreamCall(context)
         if not wanted.wait:
             answer = self._pool.acquire(wanted)
             assert isinstance(answer, Answer)
@@ -92,7 +92,7 @@ class PoolService(pb_grpc.PoolServiceServicer):
         else:
             self._wait(call, begun, deliver)
 
-    def _wait(self, call: HeldCall, ticket: Ticket, deliver: Deliver) -> None:
+    def _wait(self, call: StreamCall, ticket: Ticket, deliver: Deliver) -> None:
         with self._lock:
             ending = self._ending
             if ending is None:
@@ -103,11 +103,12 @@ class PoolService(pb_grpc.PoolServiceServicer):
                 self._waiting.discard(call)
             self._pool.cancel(ticket, deliver)
 
-        call.on_end(ended)
-        if ending is not None:
+        if not call.add_callback(ended):
+            ended()
+        elif ending is not None:
             call.end(ending)
 
-    def _deliver(self, call: HeldCall, outcome: Answer | Exception) -> bool:
+    def _deliver(self, call: StreamCall, outcome: Answer | Exception) -> bool:
         """Answer a call that has waited; False if its client has gone."""
         if isinstance(outcome, Answer):
             return self._answer(call, outcome)
@@ -115,9 +116,10 @@ class PoolService(pb_grpc.PoolServiceServicer):
         if failure is None:
             failure = internal_failure(new_request_id())
             _log.error("a call that waited failed", request_id=failure.request_id, exc_info=outcome)
-        return call.end(failure)
+        call.end(failure)
+        return True
 
-    def _answer(self, call: HeldCall, answer: Answer) -> bool:
+    def _answer(self, call: StreamCall, answer: Answer) -> bool:
         """Answer a call; what it does not get is released."""
         serialized, left = pool_answers.acquire_response(answer, MAX_ANSWER_BYTES, self._to_wall)
         if left:

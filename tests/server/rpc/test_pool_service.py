@@ -450,4 +450,3 @@ def _is_loaded(stub: pb_grpc.PoolServiceStub) -> bool:
         return False
     call(stub, "Release", releases=[{"lease_id": lease.lease_id}])
     return True
-
