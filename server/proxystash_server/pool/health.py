@@ -72,6 +72,11 @@ _BLAME: Final = {
 }
 
 
+def reaches_target(outcome: Outcome) -> bool:
+    """Whether the proxy itself worked, whatever the target made of it."""
+    return outcome is Outcome.SUCCESS or (outcome in _BLAME and _BLAME[outcome].reaches)
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """What became of `count` uses alike. `begun_at` is when they began, as far as that is known."""

@@ -34,6 +34,7 @@ from proxystash_server.pool.health import (
     Outcome,
     Result,
     Standing,
+    reaches_target,
 )
 from proxystash_server.pool.index import ABSENT, SelectionIndex, State, View
 from proxystash_server.pool.journal import Journal, Record
@@ -1094,7 +1095,7 @@ class Pool:
             return
         if opened.proxy:
             follow_up.add(effect, key, failed=True)
-        elif result.outcome is Outcome.SUCCESS and self._failures.get(slot):
+        elif self._failures.get(slot) and reaches_target(result.outcome):
             follow_up.add(effect, key, failed=False)
 
     # -- the cache

@@ -129,13 +129,14 @@ def test_each_opening_is_one_failure_and_three_evict(fleet: Fleet) -> None:
     assert not report(fleet, entry.key, Outcome.SUCCESS).found
 
 
-def test_a_success_starts_the_count_over(fleet: Fleet) -> None:
+@pytest.mark.parametrize("outcome", [Outcome.SUCCESS, Outcome.BLOCKED])
+def test_whoever_gets_through_starts_the_count_over(fleet: Fleet, outcome: Outcome) -> None:
     entry = fleet.put(1)
     for _ in range(6):
         effect = report(fleet, entry.key, Outcome.CONNECT_ERROR)
         assert (effect.failure_count, effect.health_status) == (1, HealthStatus.UNHEALTHY)
         fleet.time.pass_time(LONGEST_REST * 1.2)
-        effect = report(fleet, entry.key, Outcome.SUCCESS)
+        effect = report(fleet, entry.key, outcome, TARGET)
         assert (effect.failure_count, effect.health_status) == (0, HealthStatus.HEALTHY)
     stored = fleet.manager.get(entry.key)
     assert stored is not None
