@@ -18,7 +18,7 @@ from tests.support.scripts import ROOT
 from tests.support.server import ServerProcess, running_server
 
 # Beyond this a server holds more for a hostile client than its limits add up to, in MB.
-MOST_MEMORY: Final = 600
+MOST_MEMORY: Final = 800
 
 
 @dataclass
