@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from proxystash import CacheEntry, Client
 
-from .commands import Commands
+from .commands import PROGRAM, Commands, environment
 
 SECRET = "s3cr3t-p4ss"
 
@@ -197,6 +198,24 @@ def test_csv_has_its_header_even_without_rows(run: Commands) -> None:
 
     assert outcome.out.splitlines()[0].startswith("proxy_url,key,username,password,source,")
     assert len(outcome.out.splitlines()) == 1
+
+
+@pytest.mark.usefixtures("filled")
+def test_a_full_disk_behind_standard_output_is_one_line(target: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [PROGRAM, "export", "-"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=60,
+            env=environment({"PROXYSTASH_TARGET": target}),
+        )
+
+    assert (result.returncode, result.stderr) == (
+        2, "proxystash: cannot write to standard output: No space left on device\n",
+    )  # fmt: skip
 
 
 def test_an_export_can_be_piped_into_warm(run: Commands, client: Client) -> None:

@@ -81,7 +81,7 @@ def failing_in_one_line() -> Iterator[None]:
     except KeyboardInterrupt:
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     except BrokenPipeError:
-        _discard_output()
+        discard_output()
         raise typer.Exit(ExitCode.PIPE_CLOSED) from None
 
 
@@ -99,6 +99,6 @@ def _advise(error: ProxystashError) -> str:
     return error.message
 
 
-def _discard_output() -> None:
-    """Let the interpreter's last flush go nowhere, so that it does not complain about the closed pipe."""
+def discard_output() -> None:
+    """Let the interpreter's last flush go nowhere, so that it does not complain about what failed already."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import islice
@@ -28,7 +28,7 @@ from rich.progress import (
 
 from proxystash._defaults import DEFAULT_TARGET, DEFAULT_TIMEOUT
 from proxystash.cli import options, output
-from proxystash.cli.failures import CommandError, ExitCode
+from proxystash.cli.failures import CommandError, ExitCode, discard_output
 from proxystash.errors import ProxystashError
 from proxystash.files import (
     CSV_HEADER,
@@ -59,7 +59,7 @@ def warm(
     files: Annotated[
         list[str],
         typer.Argument(
-            metavar="FILE...",
+            metavar="FILE",
             help="Lists in any usual format: lines, CSV, JSON, JSON Lines, clash's YAML, also gzipped; "
             "- for standard input.",
         ),
@@ -190,7 +190,7 @@ def export(
     with (
         options.connect_patiently(target, timeout) as client,
         _progress(quiet=json, counts=True) as progress,
-        nullcontext(sys.stdout) if to_stdout else _replacing(file, private=include_credentials) as text,
+        _standard_output() if to_stdout else _replacing(file, private=include_credentials) as text,
     ):
         if line_format == "csv":
             text.write(f"{CSV_HEADER}\n")
@@ -345,6 +345,20 @@ def _progress(*, quiet: bool, counts: bool = False) -> Progress:
         transient=True,
         disable=quiet or not console.is_terminal,
     )
+
+
+@contextmanager
+def _standard_output() -> Iterator[TextIO]:
+    """Standard output, with all of it written at the end."""
+    try:
+        yield sys.stdout
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard_output()
+        reason = error.strerror or error
+        raise CommandError(f"cannot write to standard output: {reason}", ExitCode.USAGE) from error
 
 
 @contextmanager
