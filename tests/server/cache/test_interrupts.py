@@ -136,7 +136,7 @@ def test_after_an_interrupt_at_any_moment_no_lock_is_held_and_the_tiers_agree(
     check_interrupts_of(stash, name, (_CACHE,), MOST_MOMENTS_AT_A_TIME)
 
 
-@pytest.mark.parametrize("name", ["put", "clear", "get below L1"])
+@pytest.mark.parametrize("name", ["put that evicts", "delete", "clear", "get below L1"])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_so_it_is_at_every_single_moment_in_which_locks_and_transactions_begin_and_end(
     stash: Stash, name: str

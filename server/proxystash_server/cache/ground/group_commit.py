@@ -28,8 +28,8 @@ class _Ticket(Generic[Item, Result]):
         self.item = item
         self.done = False
         self.leads = False
-        # Unless there is a result: an interrupt belongs to the thread it struck, which was the leader's.
-        self.error: Exception | None = TierError("the commit was interrupted")
+        # Without either, an interrupt ended the commit, which belongs to the thread it struck: the leader's.
+        self.error: Exception | None = None
         self.turn = threading.Lock()
         self.turn.acquire()
 
@@ -90,6 +90,8 @@ class GroupCommit(Generic[Item, Result]):
                 return self._lead(item)
             if ticket.error is not None:
                 raise ticket.error
+            if not hasattr(ticket, "result"):
+                raise TierError("the commit was interrupted")
             return ticket.result
         finally:
             try:
@@ -116,7 +118,6 @@ class GroupCommit(Generic[Item, Result]):
             results = self._commit([item, *[follower.item for follower in followers]])
             for follower, result in zip(followers, results[1:], strict=True):
                 follower.result = result
-                follower.error = None
             return results[0]
         except Exception as error:
             for follower in followers:
