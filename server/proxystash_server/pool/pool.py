@@ -8,9 +8,9 @@ from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from random import SystemRandom
+from random import Random
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Self
 
 from proxystash_server.cache import (
     CacheClosedError,
@@ -19,13 +19,11 @@ from proxystash_server.cache import (
     Change,
     ChangeKind,
     EntryFilter,
-    Invalidation,
-    Lookups,
-    Page,
 )
 from proxystash_server.cache.periodic import PeriodicWork
 from proxystash_server.pool import evidence
 from proxystash_server.pool.clocks import Clocks, system_clocks
+from proxystash_server.pool.engine import Engine, Randomness
 from proxystash_server.pool.evidence import RestoredEvidence
 from proxystash_server.pool.health import (
     NO_TARGET,
@@ -39,6 +37,7 @@ from proxystash_server.pool.health import (
 from proxystash_server.pool.index import ABSENT, SelectionIndex, State, View
 from proxystash_server.pool.journal import Journal, Record
 from proxystash_server.pool.leases import MAX_LEASES, MAX_SESSIONS, LeaseTable, Session
+from proxystash_server.pool.records import grant_record, read_records, session_record
 from proxystash_server.pool.requests import (
     AcquireRequest,
     Answer,
@@ -68,8 +67,6 @@ logger = logging.getLogger(__name__)
 
 LEASES_FORMAT: Final = "proxystash-leases"
 EVIDENCE_FORMAT: Final = "proxystash-evidence"
-# After a restart each lease has at least so many seconds, so that its holder can renew it.
-GRACE_AFTER_RESTART: Final = 10.0
 # How often an entry that has gone meanwhile is made up for by another.
 _DRAWS: Final = 3
 # Candidates by policy.
@@ -84,42 +81,6 @@ _PAGE: Final = 500
 _MAINTENANCE_SECONDS: Final = 1.0
 # Failures and successes that the cache could not be told of, for later.
 _MOST_OWED: Final = 10_000
-
-
-class Engine(Protocol):
-    """What the pool needs of the cache; CacheManager has it."""
-
-    @property
-    def failure_threshold(self) -> int:
-        """The failure at which an entry is evicted."""
-
-    def lookup_many(self, keys: Sequence[str]) -> Lookups:
-        """A lookup of each key, in order."""
-
-    def scan_entries(self, after: str, limit: int, entry_filter: EntryFilter) -> Page:
-        """Live entries by key, and where to go on."""
-
-    def subscribe(self, listener: Callable[[Sequence[Change]], None]) -> int:
-        """Tell every change from now on."""
-
-    def unsubscribe(self, listener: Callable[[Sequence[Change]], None]) -> None:
-        """Tell it no more."""
-
-    def invalidate_by_health(self, key: str) -> Invalidation:
-        """Count one failure, and evict at the threshold."""
-
-    def report_success(self, key: str) -> Invalidation:
-        """Start the count of failures over."""
-
-
-class Randomness(Protocol):
-    """What the pool draws from; random.Random and SystemRandom have it."""
-
-    def random(self) -> float:
-        """A float from 0 to below 1."""
-
-    def getrandbits(self, k: int, /) -> int:
-        """An integer of so many bits."""
 
 
 class Pool:
@@ -151,7 +112,7 @@ class Pool:
         clocks = clocks or system_clocks()
         self._steady = clocks.steady
         self._wall = clocks.wall
-        self._random = random or SystemRandom()
+        self._random = random or Random()
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._index = SelectionIndex(self._random.random, labels=labels)
@@ -263,7 +224,7 @@ class Pool:
                 session = self._sessions.get((lease.session_id, lease.target)) if lease.session_id else None
                 if session is not None:
                     session.used_at = now
-                    self._journal.record(self._session_record(session))
+                    self._journal.record(session_record(session, self._absolute))
                 self._journal.record(
                     {
                         "op": "renew",
@@ -704,7 +665,7 @@ class Pool:
             session.used_at, session.idle_timeout = now, wanted.idle_timeout
             self._timers.add(session.until(), self._on_session_idle, session)
         session.used_at, session.idle_timeout = now, wanted.idle_timeout
-        self._journal.record(self._session_record(session))
+        self._journal.record(session_record(session, self._absolute))
 
     def _grant(self, request: AcquireRequest, slot: int, now: float, *, moved: bool = False) -> Lease:
         target_number = self._health.target_number(request.target)
@@ -726,7 +687,7 @@ class Pool:
             target.leases += 1
         self._leases.add(lease)
         self._set_end(lease, now + request.duration)
-        self._journal.record(self._grant_record(lease))
+        self._journal.record(grant_record(lease, self._absolute))
         self._update(slot, now)
         if lease.trial and target_number:
             self._update_pair(slot, target_number, now)
@@ -1275,43 +1236,12 @@ class Pool:
     def _absolute(self, steady: float) -> int:
         return self._journal.timeline.absolute(steady)
 
-    def _grant_record(self, lease: Lease) -> Record:
-        record: Record = {
-            "op": "grant",
-            "id": lease.id,
-            "key": lease.key,
-            "at": self._absolute(lease.acquired_at),
-            "end": self._absolute(lease.expires_at),
-            "duration": lease.duration,
-            "score": round(lease.score, 4),
-        }
-        for name, value in (
-            ("target", lease.target), ("holder", lease.holder), ("session", lease.session_id),
-            ("request", lease.request_id), ("trial", lease.trial), ("moved", lease.moved),
-        ):  # fmt: skip
-            if value:
-                record[name] = value
-        return record
-
-    def _session_record(self, session: Session) -> Record:
-        record: Record = {
-            "op": "session",
-            "id": session.id,
-            "target": session.target,
-            "key": session.key,
-            "used_at": self._absolute(session.used_at),
-            "idle_timeout": session.idle_timeout,
-        }
-        if session.ends_at is not None:
-            record["ends_at"] = self._absolute(session.ends_at)
-        return record
-
     def _lease_records(self) -> list[Record]:
         with self._lock:
             self._journal.discard_recorded()
             return [
-                *map(self._grant_record, self._leases),
-                *map(self._session_record, self._sessions.values()),
+                *(grant_record(lease, self._absolute) for lease in self._leases),
+                *(session_record(session, self._absolute) for session in self._sessions.values()),
             ]
 
     def _evidence_records(self) -> list[Record]:
@@ -1326,57 +1256,18 @@ class Pool:
     def _replay(self, records: Sequence[Record], from_disk: Callable[[int], float]) -> None:
         """Have the leases and sessions again that an earlier process held."""
         now = self._steady()
-        held: dict[str, Record] = {}
-        sessions: dict[tuple[str, str], Record] = {}
-        for record in records:
-            match record["op"]:
-                case "grant":
-                    held[record["id"]] = record
-                case "renew" if record["id"] in held:
-                    held[record["id"]] |= {"end": record["end"], "duration": record["duration"]}
-                case "end":
-                    held.pop(record["id"], None)
-                case "session":
-                    sessions[record["id"], record["target"]] = record
-                case "end_session":
-                    sessions.pop((record["id"], record["target"]), None)
-                case _:
-                    # A renewal of what was lost with a damaged line.
-                    continue
-        for record in held.values():
-            self._restore_lease(record, from_disk, now)
-        for record in sessions.values():
-            session = Session(record["id"], record["target"], record["key"])
-            session.used_at = min(now, from_disk(record["used_at"]))
-            session.idle_timeout = record["idle_timeout"]
-            if "ends_at" in record:
-                session.ends_at = from_disk(record["ends_at"])
-            if session.until() > now:
-                self._sessions[session.id, session.target] = session
-                self._timers.add(session.until(), self._on_session_idle, session)
-
-    def _restore_lease(self, record: Record, from_disk: Callable[[int], float], now: float) -> None:
-        # One that ended by itself is here only if nothing was lent after it: nobody else has its proxy.
-        sequence = int(record["id"][:-4], 16)
-        lease = Lease(record["id"], sequence, record["key"], ABSENT)
-        self._sequence = max(self._sequence, sequence)
-        lease.target = record.get("target", "")
-        lease.target_number = self._health.target_number(lease.target)
-        lease.holder = record.get("holder", "")
-        lease.session_id = record.get("session", "")
-        lease.request_id = record.get("request", "")
-        lease.trial = record.get("trial", False)
-        lease.moved = record.get("moved", False)
-        lease.score = record["score"]
-        lease.acquired_at = min(now, from_disk(record["at"]))
-        lease.duration = record["duration"]
-        lease.claims, lease.answered = 0, True
-        left = max(GRACE_AFTER_RESTART, from_disk(record["end"]) - now)
-        target = self._health.target(lease.target_number)
-        if target is not None:
-            target.leases += 1
-        self._leases.add(lease)
-        self._set_end(lease, now + min(left, max(lease.duration, GRACE_AFTER_RESTART)))
+        leases, sessions = read_records(records, from_disk, now)
+        for lease in leases:
+            self._sequence = max(self._sequence, lease.sequence)
+            lease.target_number = self._health.target_number(lease.target)
+            target = self._health.target(lease.target_number)
+            if target is not None:
+                target.leases += 1
+            self._leases.add(lease)
+            self._set_end(lease, lease.expires_at)
+        for session in sessions:
+            self._sessions[session.id, session.target] = session
+            self._timers.add(session.until(), self._on_session_idle, session)
 
     # -- snapshots
 

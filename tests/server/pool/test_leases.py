@@ -12,7 +12,7 @@ from proxystash_server.cache import CacheUnavailableError, EntryFilter, HealthSt
 from proxystash_server.cache.tiers.jsonl.log import LogFile
 from proxystash_server.pool import pool as pool_module
 from proxystash_server.pool.health import Outcome
-from proxystash_server.pool.pool import GRACE_AFTER_RESTART
+from proxystash_server.pool.records import GRACE_AFTER_RESTART
 from proxystash_server.pool.requests import (
     AcquireRequest,
     Answer,
