@@ -25,6 +25,8 @@ ARGUMENTS = {
     "code": "UNAVAILABLE",
     "sent": False,
     "request_id": "0123456789abcdef",
+    "group": "a kind of reason",
+    "kind": "failed",
 }
 
 
