@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -122,15 +123,16 @@ def export_to_file(
 ) -> ExportResult:
     """Write every live entry to a JSON Lines file that only its owner may read, in place when it is complete.
 
+    What is in that place, a link as well, is replaced, not written to.
     Raises OSError if the file cannot be written; then an earlier file of that name is still there.
     """
     path = Path(filepath)
-    temporary = path.with_name(path.name + ".partial")
+    # A name that nobody can have taken, not even another export to the same place.
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    temporary = Path(name)
     exported = 0
     try:
-        with os.fdopen(
-            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8"
-        ) as file:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             after = ""
             while page := list_entries(after, _BATCH):
                 for entry in page:

@@ -12,7 +12,7 @@ import pytest
 from proxystash_server.cache import CacheManager, EntryFilter, HealthStatus
 from proxystash_server.cache.entry.entry import wall_clock
 from tests.server.cache.stash import Stash
-from tests.server.cache.support import PASSWORD, SWITCHED_OFF, USERNAME, nothing_writable, put
+from tests.server.cache.support import PASSWORD, SWITCHED_OFF, USERNAME, nothing_writable, put, run_in_threads
 from tests.server.cache.tier_contract import MONITORING
 
 ANY = EntryFilter()
@@ -69,6 +69,35 @@ def test_an_export_is_its_owners_alone_and_replaces_an_earlier_one(
     manager.export_to_file(str(path), include_credentials=True)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [json.loads(line)["key"] for line in path.read_text().splitlines()] == ["a", "b"]
+    assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["proxies.jsonl"]
+
+
+def test_an_export_writes_through_no_link_and_takes_over_no_mode(
+    manager: CacheManager, tmp_path: Path
+) -> None:
+    put(manager, "a")
+    path, others = tmp_path / "proxies.jsonl", tmp_path / "others"
+    others.write_text("somebody else's")
+    for name in ("proxies.jsonl", "proxies.jsonl.partial"):
+        (tmp_path / name).symlink_to(others)
+    manager.export_to_file(str(path), include_credentials=True)
+    assert others.read_text() == "somebody else's"
+    assert not path.is_symlink()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+    (tmp_path / "proxies.jsonl.partial").unlink()
+    (tmp_path / "proxies.jsonl.partial").write_text("left by an earlier version")
+    (tmp_path / "proxies.jsonl.partial").chmod(0o666)
+    manager.export_to_file(str(path), include_credentials=True)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_exports_to_one_place_at_the_same_time_are_each_whole(manager: CacheManager, tmp_path: Path) -> None:
+    put(manager, *[f"key-{number}" for number in range(100)])
+    path = tmp_path / "proxies.jsonl"
+    results = run_in_threads(*[lambda: manager.export_to_file(str(path))["exported"]] * 8)
+    assert results == [100] * 8
+    assert len(path.read_text().splitlines()) == 100
     assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["proxies.jsonl"]
 
 

@@ -11,7 +11,7 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from pydantic import SecretStr
 
 from proxystash_server.cache.errors import EncryptionKeyError
-from proxystash_server.cache.ground.files import make_directory
+from proxystash_server.cache.ground.files import make_directory, open_anew
 from proxystash_server.cache.ground.killpoints import kill_point
 
 KEY_VARIABLE = "PROXYSTASH_ENCRYPTION_KEY"
@@ -161,8 +161,7 @@ def create_key_file(path: Path, key: bytes) -> None:
     temporary = path.with_name(path.name + ".new")
     try:
         make_directory(path.parent, sync=True)
-        temporary.unlink(missing_ok=True)
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        with os.fdopen(open_anew(temporary), "wb") as file:
             file.write(key + b"\n")
             file.flush()
             os.fsync(file.fileno())

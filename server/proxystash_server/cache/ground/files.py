@@ -35,11 +35,20 @@ def unused_path(path: Path, word: str) -> Path:
     return candidate
 
 
+def open_anew(path: Path) -> int:
+    """A new file to write to, its owner's alone, in the place of whatever has that name.
+
+    It is never written through a link, and never has the mode of what was there. Raises OSError.
+    """
+    path.unlink(missing_ok=True)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+
+
 def replace_file(path: Path, content: bytes, *, sync: bool) -> None:
     """Write a whole small file so that a reader finds the old or the new one, never a part."""
     temporary = path.with_name(path.name + ".new")
     try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        with os.fdopen(open_anew(temporary), "wb") as file:
             file.write(content)
             file.flush()
             if sync:

@@ -85,6 +85,6 @@ class JsonlDirectory:
             "line": line.decode("utf-8", "backslashreplace"),
         }
         with os.fdopen(
-            os.open(self.set_aside_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab"
+            os.open(self.set_aside_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600), "ab"
         ) as output:
             output.write(json.dumps(report).encode() + b"\n")

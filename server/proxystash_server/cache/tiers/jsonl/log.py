@@ -18,7 +18,8 @@ class LogFile:
 
     def __init__(self, path: Path, flags: int = os.O_RDWR | os.O_CREAT, *, sync: bool = False) -> None:
         self._descriptor = -1
-        self._descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
+        # A link in the place of the file is not followed: who knows where it leads.
+        self._descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self._inode = os.fstat(self._descriptor).st_ino
         self.has_moved_to(path)
         self._sync = sync

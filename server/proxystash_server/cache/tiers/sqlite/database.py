@@ -333,7 +333,7 @@ class Database:
     def _open_or_create(self, path: Path) -> sqlite3.Connection:
         if not path.exists():
             # SQLite would create it readable for everyone.
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         writer = self._new_connection(path)
         try:
             application_id = writer.execute("PRAGMA application_id").fetchone()[0]
