@@ -10,7 +10,7 @@ import pytest
 
 from proxystash_server.cache import CacheUnavailableError, EntryFilter, HealthStatus
 from proxystash_server.cache.tiers.jsonl.log import LogFile
-from proxystash_server.pool import pool as pool_module
+from proxystash_server.pool import lending
 from proxystash_server.pool.health import Outcome
 from proxystash_server.pool.records import GRACE_AFTER_RESTART
 from proxystash_server.pool.requests import (
@@ -244,7 +244,7 @@ def test_the_same_request_id_gets_the_same_leases_while_they_are_held(fleet: Fle
 
 
 def test_leases_are_bounded(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "MAX_LEASES", 2)
+    monkeypatch.setattr(lending, "MAX_LEASES", 2)
     for number in range(4):
         fleet.put(number)
     assert len(fleet.acquire(count=2)) == 2

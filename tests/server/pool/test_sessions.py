@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from proxystash_server.cache import EntryFilter
-from proxystash_server.pool import pool as pool_module
+from proxystash_server.pool import lending
 from proxystash_server.pool.health import Outcome
 from proxystash_server.pool.requests import (
     Lease,
@@ -162,7 +162,7 @@ def test_sessions_survive_a_kill(fleet: Fleet) -> None:
 
 
 def test_sessions_are_bounded(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "MAX_SESSIONS", 2)
+    monkeypatch.setattr(lending, "MAX_SESSIONS", 2)
     fleet.put(1)
     for number in range(2):
         use(fleet, SessionRequest(f"account-{number}"))

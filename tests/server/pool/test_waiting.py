@@ -165,7 +165,7 @@ def test_a_reuse_delay_is_waited_for(fleet: Fleet) -> None:
 
 
 def test_those_who_wait_are_bounded(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxystash_server.pool.pool.MAX_WAITING", 3)
+    monkeypatch.setattr("proxystash_server.pool.lending.MAX_WAITING", 3)
     assert waiting_module.MAX_WAITING == 10_000
     for _ in range(3):
         fleet.wait()
