@@ -59,6 +59,8 @@ def serve(settings: Settings) -> int:
                     settings.listen,
                     threads=settings.threads,
                     max_stats_streams=settings.max_stats_streams,
+                    max_watch_streams=settings.max_watch_streams,
+                    watch_history=settings.watch_history,
                     pool=None if pool is None else pool_service(settings, pool),
                 )
                 directory.tell(f"serving on {server.address}")

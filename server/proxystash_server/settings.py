@@ -186,6 +186,14 @@ class Settings(BaseSettings):
     max_stats_streams: Annotated[Count, Field(ge=1, le=1_000_000)] = 1000
     """StreamStats calls that may be open at once."""
 
+    max_watch_streams: Annotated[Count, Field(ge=1, le=1_000_000)] = 1000
+    """Watch calls that may be open at once."""
+
+    watch_history: Annotated[Count, Field(ge=1, le=10_000_000)] = 100_000
+    """Latest changes that are kept in memory for watches to resume from, once anybody watches.
+
+    A change has about a kilobyte if its entry is in memory for nothing else."""
+
     pool_enabled: bool = True
     """Whether PoolService lends the cached proxies."""
 

@@ -64,7 +64,9 @@ def calls(manager: CacheManager) -> Callable[[str], Call]:
         return captured[0]
 
     with mock.patch("grpc.server", capture):
-        RpcServer(manager, "127.0.0.1:0", threads=1, max_stats_streams=1)
+        RpcServer(
+            manager, "127.0.0.1:0", threads=1, max_stats_streams=1, max_watch_streams=1, watch_history=1
+        )
 
     def call(method: str) -> Call:
         handler = captured[0].handler(f"/proxystash.v1.CacheService/{method}")

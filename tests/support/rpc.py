@@ -20,9 +20,23 @@ DEADLINE = 30
 
 
 @contextmanager
-def serving(manager: CacheManager, *, threads: int = 8, max_stats_streams: int = 1000) -> Iterator[RpcServer]:
+def serving(
+    manager: CacheManager,
+    *,
+    threads: int = 8,
+    max_stats_streams: int = 1000,
+    max_watch_streams: int = 1000,
+    watch_history: int = 1000,
+) -> Iterator[RpcServer]:
     """A server of `manager` on a free port; closed at the end."""
-    server = RpcServer(manager, "127.0.0.1:0", threads=threads, max_stats_streams=max_stats_streams)
+    server = RpcServer(
+        manager,
+        "127.0.0.1:0",
+        threads=threads,
+        max_stats_streams=max_stats_streams,
+        max_watch_streams=max_watch_streams,
+        watch_history=watch_history,
+    )
     server.start()
     try:
         yield server
@@ -47,6 +61,7 @@ class Refusal:
     domain: str = ""
     fields: tuple[str, ...] = ()
     request_id: str = ""
+    metadata: tuple[tuple[str, str], ...] = ()
 
 
 def refusal_of(error: grpc.RpcError) -> Refusal:
@@ -59,7 +74,9 @@ def refusal_of(error: grpc.RpcError) -> Refusal:
         bad_request = error_details_pb2.BadRequest()
         request_info = error_details_pb2.RequestInfo()
         if packed.Unpack(info):
-            details.update(reason=info.reason, domain=info.domain)
+            details.update(
+                reason=info.reason, domain=info.domain, metadata=tuple(sorted(info.metadata.items()))
+            )
         elif packed.Unpack(bad_request):
             details.update(fields=tuple(violation.field for violation in bad_request.field_violations))
         elif packed.Unpack(request_info):

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
         Ban,
         CacheEntry,
         CacheStatistics,
+        Change,
+        ChangeKind,
         EntryChanges,
         EntryError,
         GetResult,
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
         Tier,
         TierState,
         TierStatistics,
+        WatchPosition,
     )
     from proxystash.proxies import (
         SCHEMES,
@@ -71,14 +74,18 @@ if TYPE_CHECKING:
         parse_proxy_url,
     )
     from proxystash.streams import AsyncStatsStream, StatsStream
+    from proxystash.watch import AsyncWatchStream, WatchStream
 
 __all__ = [
     "SCHEMES",
     "AsyncClient",
     "AsyncStatsStream",
+    "AsyncWatchStream",
     "Ban",
     "CacheEntry",
     "CacheStatistics",
+    "Change",
+    "ChangeKind",
     "Client",
     "ClientClosedError",
     "DeadlineExceededError",
@@ -110,6 +117,8 @@ __all__ = [
     "TierState",
     "TierStatistics",
     "UnavailableError",
+    "WatchPosition",
+    "WatchStream",
     "cache_key",
     "entry_to_csv",
     "entry_to_json",
@@ -149,6 +158,8 @@ _MODULES = {
         "Ban",
         "CacheEntry",
         "CacheStatistics",
+        "Change",
+        "ChangeKind",
         "EntryChanges",
         "EntryError",
         "GetResult",
@@ -162,6 +173,7 @@ _MODULES = {
         "Tier",
         "TierState",
         "TierStatistics",
+        "WatchPosition",
     ],
     "proxies": [
         "SCHEMES",
@@ -173,6 +185,7 @@ _MODULES = {
         "parse_proxy_url",
     ],
     "streams": ["AsyncStatsStream", "StatsStream"],
+    "watch": ["AsyncWatchStream", "WatchStream"],
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

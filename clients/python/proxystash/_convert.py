@@ -8,9 +8,11 @@ from datetime import timedelta
 from typing import Any
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
 
 from proxystash.errors import InternalError, InvalidArgumentError
 from proxystash.messages import (
+    CHANGE_KIND_NUMBERS,
     HEALTH_STATUS_NUMBERS,
     fill_entry,
     read_entry,
@@ -96,14 +98,22 @@ def health_to_message(status: str) -> pb.HealthStatus.ValueType:
     return number
 
 
-def interval_to_message(interval: timedelta) -> pb.StreamStatsRequest:
+def change_kind_to_message(kind: str) -> pb.ChangeKind.ValueType:
+    """Raises InvalidArgumentError for what no server tells as a change; the plain word will do."""
+    number = CHANGE_KIND_NUMBERS.get(kind)
+    if number is None:
+        raise _invalid("kinds")
+    return number
+
+
+def interval_to_message(interval: timedelta) -> Duration:
     """Raises InvalidArgumentError for an interval that the message cannot hold."""
-    request = pb.StreamStatsRequest()
+    message = Duration()
     try:
-        request.interval.FromTimedelta(interval)
+        message.FromTimedelta(interval)
     except (AttributeError, TypeError, ValueError, OverflowError):
         raise _invalid("interval") from None
-    return request
+    return message
 
 
 def get_result(response: pb.GetResponse) -> GetResult | None:

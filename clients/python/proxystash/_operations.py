@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Generic, TypeVar
 
 from proxystash import _convert, messages
@@ -167,12 +168,44 @@ def list_request(
     return pb.ListRequest(
         page_size=page_size,
         include_credentials=include_credentials,
-        filter=pb.ListFilter(
-            source=source,
-            health_statuses=[_convert.health_to_message(status) for status in _each(health)],
-            schemes=_each(schemes),
-            labels=labels,
-        ),
+        filter=_filter(source, health, schemes, labels),
+    )
+
+
+def watch_request(
+    *,
+    source: str,
+    health: str | Iterable[str],
+    schemes: str | Iterable[str],
+    labels: Mapping[str, str] | None,
+    kinds: str | Iterable[str],
+    include_existing: bool,
+    include_entries: bool,
+    include_credentials: bool,
+    progress_interval: timedelta,
+) -> pb.WatchRequest:
+    """The request for a watch that begins; a text is taken as for a list."""
+    return pb.WatchRequest(
+        filter=_filter(source, health, schemes, labels),
+        include_existing=include_existing,
+        kinds=[_convert.change_kind_to_message(kind) for kind in _each(kinds)],
+        include_entries=include_entries,
+        include_credentials=include_credentials,
+        progress_interval=_convert.interval_to_message(progress_interval),
+    )
+
+
+def _filter(
+    source: str,
+    health: str | Iterable[str],
+    schemes: str | Iterable[str],
+    labels: Mapping[str, str] | None,
+) -> pb.ListFilter:
+    return pb.ListFilter(
+        source=source,
+        health_statuses=[_convert.health_to_message(status) for status in _each(health)],
+        schemes=_each(schemes),
+        labels=labels,
     )
 
 

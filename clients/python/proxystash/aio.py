@@ -8,7 +8,7 @@ import asyncio
 import builtins
 from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 from weakref import WeakSet
 
 import grpc
@@ -30,6 +30,7 @@ from proxystash.models import (
     Ban,
     CacheEntry,
     CacheStatistics,
+    ChangeKind,
     EntryChanges,
     EntryError,
     GetResult,
@@ -37,9 +38,12 @@ from proxystash.models import (
     InvalidationResult,
     PutMode,
     PutResult,
+    WatchPosition,
 )
-from proxystash.streams import AsyncStatsStream, LostCallback, Progress
+from proxystash.streams import AsyncResumingStream, AsyncStatsStream, LostCallback, StatsProgress
+from proxystash.v1 import cache_service_pb2 as pb
 from proxystash.v1.cache_service_pb2_grpc import CacheServiceStub
+from proxystash.watch import AsyncWatchStream, WatchProgress
 
 if TYPE_CHECKING:
     from proxystash._operations import Operation
@@ -48,6 +52,7 @@ if TYPE_CHECKING:
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 _Answer = TypeVar("_Answer")
+_Stream = TypeVar("_Stream", bound=AsyncResumingStream[Any, Any])
 
 
 class AsyncClient:
@@ -70,7 +75,7 @@ class AsyncClient:
         self._timeout = check_timeout(timeout)
         self._retry = retry
         self._closed = asyncio.Event()
-        self._streams: WeakSet[AsyncStatsStream] = WeakSet()
+        self._streams: WeakSet[AsyncResumingStream[Any, Any]] = WeakSet()
         self._credentials = credentials
         self._options = channel_options(options)
         # Made in the loop of the first call, which it belongs to.
@@ -248,14 +253,57 @@ class AsyncClient:
         takes, with growing pauses, and `on_lost` is told why each time. `StatsUpdate.sequence` then starts
         again from 1. A dead connection is noticed within 40 seconds.
         """
-        request = _convert.interval_to_message(interval)
+        request = pb.StreamStatsRequest(interval=_convert.interval_to_message(interval))
         seconds = self._timeout if timeout is None else check_timeout(timeout)
+        progress = StatsProgress(self.target, seconds, self._retry, on_lost)
+        return self._opened(AsyncStatsStream(lambda: self._stub.StreamStats(request), progress))
+
+    def watch(
+        self,
+        *,
+        source: str = "",
+        health: HealthStatus | str | Iterable[HealthStatus | str] = (),
+        schemes: str | Iterable[str] = (),
+        labels: Mapping[str, str] | None = None,
+        kinds: ChangeKind | str | Iterable[ChangeKind | str] = (),
+        after: WatchPosition | None = None,
+        include_existing: bool = False,
+        include_entries: bool = True,
+        include_credentials: bool = False,
+        progress_interval: timedelta = timedelta(seconds=10),
+        timeout: float | None = None,
+        on_lost: LostCallback | None = None,
+    ) -> AsyncWatchStream:
+        """The changes of the entries that match, in order and none left out, until the stream is closed.
+
+        From now on, or after a `position` that an earlier watch of the same filter had reached; with
+        `include_existing`, the entries of now come first, and then a SYNCED. `kinds` narrows the changes to
+        some kinds; the other filters are those of `list`.
+
+        The timeout is for the server's first word alone. After it, a lost connection is resumed for as long
+        as it takes, with growing pauses, and `on_lost` is told why each time. Where changes may have been
+        missed, since the server has restarted or the reader was too slow, a RESET comes: forget what is
+        known; existing entries follow if they were asked for. The server says every `progress_interval` (1 s
+        to 10 min) that it lives; what is silent for twice as long is taken for lost.
+        """
+        request = _operations.watch_request(
+            source=source,
+            health=health,
+            schemes=schemes,
+            labels=labels,
+            kinds=kinds,
+            include_existing=include_existing,
+            include_entries=include_entries,
+            include_credentials=include_credentials,
+            progress_interval=progress_interval,
+        )
+        seconds = self._timeout if timeout is None else check_timeout(timeout)
+        progress = WatchProgress(self.target, seconds, self._retry, on_lost, request, after)
+        return self._opened(AsyncWatchStream(lambda: self._stub.Watch(progress.request()), progress))
+
+    def _opened(self, stream: _Stream) -> _Stream:
         if self._closed.is_set():
             raise closed_error()
-        stream = AsyncStatsStream(
-            lambda: self._stub.StreamStats(request),
-            Progress(self.target, seconds, self._retry, on_lost),
-        )
         self._streams.add(stream)
         return stream
 

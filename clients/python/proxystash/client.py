@@ -6,7 +6,7 @@ import builtins
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 from weakref import WeakSet
 
 import grpc
@@ -26,6 +26,7 @@ from proxystash.models import (
     Ban,
     CacheEntry,
     CacheStatistics,
+    ChangeKind,
     EntryChanges,
     EntryError,
     GetResult,
@@ -33,9 +34,12 @@ from proxystash.models import (
     InvalidationResult,
     PutMode,
     PutResult,
+    WatchPosition,
 )
-from proxystash.streams import LostCallback, Progress, StatsStream
+from proxystash.streams import LostCallback, ResumingStream, StatsProgress, StatsStream
+from proxystash.v1 import cache_service_pb2 as pb
 from proxystash.v1.cache_service_pb2_grpc import CacheServiceStub
+from proxystash.watch import WatchProgress, WatchStream
 
 if TYPE_CHECKING:
     from proxystash._operations import Operation
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 _Answer = TypeVar("_Answer")
+_Stream = TypeVar("_Stream", bound=ResumingStream[Any, Any])
 
 
 class Client:
@@ -79,7 +84,7 @@ class Client:
         self._closed = threading.Event()
         # Guards the streams, and the step from "not closed" to a stream that close() can see.
         self._lock = threading.Lock()
-        self._streams: WeakSet[StatsStream] = WeakSet()
+        self._streams: WeakSet[ResumingStream[Any, Any]] = WeakSet()
         if credentials is None:
             self._channel = grpc.insecure_channel(self.target, channel_options(options))
         else:
@@ -255,12 +260,55 @@ class Client:
         takes, with growing pauses, and `on_lost` is told why each time. `StatsUpdate.sequence` then starts
         again from 1. A dead connection is noticed within 40 seconds.
         """
-        request = _convert.interval_to_message(interval)
+        request = pb.StreamStatsRequest(interval=_convert.interval_to_message(interval))
         seconds = self._timeout if timeout is None else check_timeout(timeout)
-        stream = StatsStream(
-            lambda: self._stub.StreamStats(request),
-            Progress(self.target, seconds, self._retry, on_lost),
+        progress = StatsProgress(self.target, seconds, self._retry, on_lost)
+        return self._opened(StatsStream(lambda: self._stub.StreamStats(request), progress))
+
+    def watch(
+        self,
+        *,
+        source: str = "",
+        health: HealthStatus | str | Iterable[HealthStatus | str] = (),
+        schemes: str | Iterable[str] = (),
+        labels: Mapping[str, str] | None = None,
+        kinds: ChangeKind | str | Iterable[ChangeKind | str] = (),
+        after: WatchPosition | None = None,
+        include_existing: bool = False,
+        include_entries: bool = True,
+        include_credentials: bool = False,
+        progress_interval: timedelta = timedelta(seconds=10),
+        timeout: float | None = None,
+        on_lost: LostCallback | None = None,
+    ) -> WatchStream:
+        """The changes of the entries that match, in order and none left out, until the stream is closed.
+
+        From now on, or after a `position` that an earlier watch of the same filter had reached; with
+        `include_existing`, the entries of now come first, and then a SYNCED. `kinds` narrows the changes to
+        some kinds; the other filters are those of `list`.
+
+        The timeout is for the server's first word alone. After it, a lost connection is resumed for as long
+        as it takes, with growing pauses, and `on_lost` is told why each time. Where changes may have been
+        missed, since the server has restarted or the reader was too slow, a RESET comes: forget what is
+        known; existing entries follow if they were asked for. The server says every `progress_interval` (1 s
+        to 10 min) that it lives; what is silent for twice as long is taken for lost.
+        """
+        request = _operations.watch_request(
+            source=source,
+            health=health,
+            schemes=schemes,
+            labels=labels,
+            kinds=kinds,
+            include_existing=include_existing,
+            include_entries=include_entries,
+            include_credentials=include_credentials,
+            progress_interval=progress_interval,
         )
+        seconds = self._timeout if timeout is None else check_timeout(timeout)
+        progress = WatchProgress(self.target, seconds, self._retry, on_lost, request, after)
+        return self._opened(WatchStream(lambda: self._stub.Watch(progress.request()), progress))
+
+    def _opened(self, stream: _Stream) -> _Stream:
         with self._lock:
             if self._closed.is_set():
                 raise closed_error()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from proxystash.compiled import compile_function, field_sources
 from proxystash.errors import InternalError
@@ -17,6 +17,8 @@ from proxystash.models import (
     Ban,
     CacheEntry,
     CacheStatistics,
+    Change,
+    ChangeKind,
     GetResult,
     HealthMonitoring,
     HealthStatus,
@@ -28,6 +30,7 @@ from proxystash.models import (
     Tier,
     TierState,
     TierStatistics,
+    WatchPosition,
 )
 from proxystash.times import as_utc
 from proxystash.v1 import cache_service_pb2 as pb
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
 
 _Model = TypeVar("_Model")
-_Known = TypeVar("_Known", Tier, TierState)
+_Known = TypeVar("_Known", Tier, TierState, ChangeKind)
 
 HEALTH_STATUS_NUMBERS: Final[Mapping[str, pb.HealthStatus.ValueType]] = {
     status: pb.HealthStatus.Value(f"HEALTH_STATUS_{status.name}") for status in HealthStatus
@@ -48,6 +51,15 @@ HEALTH_STATUSES: Final[Mapping[int, HealthStatus]] = {
 _TIERS: Final[Mapping[int, Tier]] = {pb.Tier.Value(f"TIER_{tier.name}"): tier for tier in Tier}
 _STATES: Final[Mapping[int, TierState]] = {
     pb.TierState.Value(f"TIER_STATE_{state.name}"): state for state in TierState
+}
+# Those of the contract; the others are the client's own.
+CHANGE_KIND_NUMBERS: Final[Mapping[str, pb.ChangeKind.ValueType]] = {
+    kind: pb.ChangeKind.Value(f"CHANGE_KIND_{kind.name}")
+    for kind in ChangeKind
+    if kind not in {ChangeKind.SYNCED, ChangeKind.RESET}
+}
+_CHANGE_KINDS: Final[Mapping[int, ChangeKind]] = {
+    number: ChangeKind(kind) for kind, number in CHANGE_KIND_NUMBERS.items()
 }
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _UNFIT: Final = (AttributeError, KeyError, TypeError, ValueError, OverflowError)
@@ -64,6 +76,10 @@ _READ: Final[Mapping[object, str]] = {
     HealthMonitoring | None: "read_monitoring(message.{0}) if message.HasField('{0}') else None",
     Mapping[str, str]: "_texts(message.{0})",
     CacheEntry: "read_entry(message.{0})",
+    CacheEntry | None: "read_entry(message.{0}) if message.HasField('{0}') else None",
+    ChangeKind: "_known(_CHANGE_KINDS, message.{0}, 'kind of change')",
+    # Where a change stands is its response's to say.
+    WatchPosition | None: "position",
     Tier: "_known(_TIERS, message.{0}, 'tier')",
     tuple[Tier, ...]: "tuple([_known(_TIERS, tier, 'tier') for tier in message.{0}])",
     TierState: "_known(_STATES, message.{0}, 'tier state')",
@@ -82,15 +98,16 @@ _FILL: Final[Mapping[object, str]] = {
 }
 
 
-def _reader(model: type[_Model]) -> Callable[[Any], _Model]:
-    """Makes a model of a message."""
+def _reader(model: type[_Model], also: str = "") -> Callable[..., _Model]:
+    """Makes a model of a message, and of what `also` names."""
     name = model.__name__
     values = ", ".join(field_sources(model, _READ).values())
-    return compile_function(f"read_{name}(message)", [f"return {name}({values})"], globals())
+    return compile_function(f"read_{name}(message{also})", [f"return {name}({values})"], globals())
 
 
 read_monitoring: Callable[[pb.HealthMonitoring], HealthMonitoring] = _reader(HealthMonitoring)
 read_entry: Callable[[pb.CacheEntry], CacheEntry] = _reader(CacheEntry)
+read_change: Callable[[pb.Change, WatchPosition | None], Change] = _reader(Change, ", position")
 read_get_result: Callable[[pb.GetResponse], GetResult] = _reader(GetResult)
 read_put_result: Callable[[pb.PutResponse], PutResult] = _reader(PutResult)
 read_ban: Callable[[pb.Ban], Ban] = _reader(Ban)

@@ -221,7 +221,7 @@ class TierStatistics:
 class CacheStatistics:
     """A snapshot of the server's counters.
 
-    All counts are since the server started, and only grow, but for `entries` and `stats_subscribers`, which
+    All counts are since the server started, and only grow, but for `entries` and the subscribers, which
     are of now. `tiers` holds every tier, in order.
     """
 
@@ -236,6 +236,52 @@ class CacheStatistics:
     demotions: int
     removals: int
     stats_subscribers: int
+    watch_subscribers: int
+
+
+class ChangeKind(StrEnum):
+    """What became of a proxy, or, where a change has no key, of all of them or of the watch itself."""
+
+    EXISTING = "existing"
+    PUT = "put"
+    HEALTH = "health"
+    LEFT = "left"
+    DELETED = "deleted"
+    EXPIRED = "expired"
+    EVICTED = "evicted"
+    EVICTED_BY_HEALTH = "evicted_by_health"
+    CLEARED = "cleared"
+    # Not the server's: all existing entries have been told; and, forget what is known, the watch begins anew.
+    SYNCED = "synced"
+    RESET = "reset"
+
+
+@dataclass(frozen=True, slots=True)
+class WatchPosition:
+    """A place in a history of changes. Revisions of different histories cannot be compared."""
+
+    history: str
+    revision: int
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Change:
+    """One change that a watch tells.
+
+    `version` numbers it: of two changes of a key, the greater is the later one. `entry` is what a PUT or
+    HEALTH left, or what an EXISTING found, unless only keys were asked for. CLEARED, SYNCED and RESET have no
+    key. `position` is where a watch resumes that has dealt with this change; None where it would begin anew.
+    """
+
+    kind: ChangeKind
+    key: str = ""
+    version: Int64 = 0
+    entry: CacheEntry | None = None
+    happened_at: datetime | None = None
+    position: WatchPosition | None = None
+
+    def __repr__(self) -> str:
+        return _redacted_repr(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +299,7 @@ class StatsUpdate:
     resumed: bool = False
 
 
-def _redacted_repr(record: CacheEntry | HealthMonitoring) -> str:
+def _redacted_repr(record: CacheEntry | HealthMonitoring | Change) -> str:
     """A dataclass repr that leaves out the fields marked `repr=False` and masks userinfo, also in a key."""
     shown = []
     for item in fields(record):

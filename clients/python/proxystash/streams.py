@@ -1,13 +1,16 @@
-"""Statistics streams that outlive their connection."""
+"""Streams that outlive their connection: what all have in common, and those of statistics."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
+from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar, cast
 
 import grpc
+from grpc import aio
 
 from proxystash._retry import Attempts, Backoff, RetryPolicy
 from proxystash._status import deadline_error, error_from_rpc
@@ -19,6 +22,9 @@ from proxystash.v1 import cache_service_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
+Message = TypeVar("Message")
+Item = TypeVar("Item")
+_Received_co = TypeVar("_Received_co", covariant=True)
 LostCallback = Callable[[ProxystashError], None]
 
 # After what a stream that once worked is resumed. RESOURCE_EXHAUSTED is how a server gets rid of a reader
@@ -27,10 +33,10 @@ _RESUMED_AFTER = {"UNAVAILABLE", "CANCELLED", "RESOURCE_EXHAUSTED"}
 _RESUME_POLICY = RetryPolicy(initial=0.2, multiplier=2.0, maximum=5.0)
 
 
-class Progress:
+class Progress(ABC, Generic[Message, Item]):
     """Where a stream stands: what was read last, and whether and when it is resumed.
 
-    Until the first snapshot the stream is like any other call, with a deadline and a retry policy; from then
+    Until the first message the stream is like any other call, with a deadline and a retry policy; from then
     on it is resumed for as long as it takes. Not for several threads.
     """
 
@@ -43,70 +49,93 @@ class Progress:
         self._on_lost = on_lost
         self._start: Attempts | None = None
         self._started = False
-        self._resuming = False
-        self._sequence = 0
         self._backoff = Backoff(_RESUME_POLICY)
 
-    def time_left_to_start(self) -> float | None:
-        """Seconds left for the first snapshot, counted from the first time this is asked; None after it."""
+    def time_left(self) -> float | None:
+        """Seconds left for the next message: for the first one, counted from the first time this is asked."""
         if self._started:
-            return None
+            return self._longest_silence
         if self._start is None:
             self._start = Attempts(self._timeout, self._retry, repeatable=True)
         return self._start.remaining()
 
-    def update(self, message: pb.StreamStatsResponse) -> StatsUpdate:
-        """Count a snapshot in."""
+    @property
+    def _longest_silence(self) -> float | None:
+        """Seconds without a message after which a stream that has begun is taken for lost."""
+        return None
+
+    def update(self, message: Message) -> list[Item]:
+        """Count a message in, and give what the reader gets of it."""
+        self._started = True
+        self._backoff.reset()
+        return self._read(message)
+
+    @abstractmethod
+    def _read(self, message: Message) -> list[Item]: ...
+
+    def failure_of(self, error: grpc.RpcError | None) -> ProxystashError:
+        """Why a stream broke off; no error means that the server ended it."""
+        if error is None:
+            return UnavailableError("the server ended the stream")
+        return error_from_rpc(error, target=self._target, timeout=self._timeout)
+
+    def too_late(self) -> ProxystashError:
+        """Why a stream is given up whose next message did not come in time."""
+        if self._started:
+            return UnavailableError(f"nothing was heard from {self._target} for too long")
+        return deadline_error(self._target, self._timeout)
+
+    def pause_after(self, failure: ProxystashError) -> float:
+        """How long to pause before resuming; raises what the stream fails with if that cannot mend it."""
+        if self._start is not None and not self._started:
+            return self._start.pause_after(failure)
+        if failure.code not in _RESUMED_AFTER:
+            raise failure
+        return self._resume_after(failure)
+
+    def _resume_after(self, failure: ProxystashError) -> float:
+        if self._on_lost is not None:
+            self._on_lost(failure)
+        return self._backoff.next_pause()
+
+
+class StatsProgress(Progress[pb.StreamStatsResponse, StatsUpdate]):
+    """The sequence of a statistics stream."""
+
+    _sequence = 0
+    _resuming = False
+
+    def _read(self, message: pb.StreamStatsResponse) -> list[StatsUpdate]:
         update = StatsUpdate(
             sequence=message.sequence,
             statistics=read_statistics(message.statistics),
             missed=max(0, message.sequence - self._sequence - 1),
             resumed=self._resuming,
         )
-        self._started = True
         self._resuming = False
         self._sequence = message.sequence
-        self._backoff.reset()
-        return update
+        return [update]
 
-    def pause_after(self, error: grpc.RpcError | None) -> float:
-        """How long to pause before resuming; no error means that the server ended the stream.
-
-        Raises what the stream fails with if resuming cannot mend it.
-        """
-        if error is None:
-            failure: ProxystashError = UnavailableError("the server ended the stream")
-        else:
-            failure = error_from_rpc(error, target=self._target, timeout=self._timeout)
-        if self._start is not None and not self._started:
-            return self._start.pause_after(failure)
-        if failure.code not in _RESUMED_AFTER:
-            raise failure
+    def _resume_after(self, failure: ProxystashError) -> float:
         self._sequence = 0
         self._resuming = True
-        if self._on_lost is not None:
-            self._on_lost(failure)
-        return self._backoff.next_pause()
-
-    def too_late(self) -> ProxystashError:
-        """The error of a stream whose first snapshot did not come in time."""
-        error = deadline_error(self._target, self._timeout)
-        return error if self._start is None else self._start.verdict(error)
+        return super()._resume_after(failure)
 
 
-class StatsStream(Iterator[StatsUpdate]):
-    """Snapshots as they come, to be read by one thread; any thread may close it.
+class ResumingStream(Iterator[Item], Generic[Message, Item]):
+    """Items as they come, to be read by one thread; any thread may close it.
 
     The iteration ends when the stream is closed, by `close`, by leaving its `with` block, or with its client.
     """
 
-    def __init__(self, open_call: Callable[[], _Call], progress: Progress) -> None:
+    def __init__(self, open_call: Callable[[], _Call[Message]], progress: Progress[Message, Item]) -> None:
         self._open_call = open_call
         self._progress = progress
+        self._items: deque[Item] = deque()
         self._closed = threading.Event()
         # Guards the step from "not closed" to a call that close() can see and cancel.
         self._lock = threading.Lock()
-        self._call: _Call | None = None
+        self._call: _Call[Message] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -115,29 +144,27 @@ class StatsStream(Iterator[StatsUpdate]):
         self.close()
 
     def close(self) -> None:
-        """End the stream; a thread that waits for a snapshot sees the iteration end."""
+        """End the stream; a thread that waits for the next item sees the iteration end."""
         with self._lock:
             self._closed.set()
             call, self._call = self._call, None
         if call is not None:
             call.cancel()
 
-    def __next__(self) -> StatsUpdate:
+    def __next__(self) -> Item:
         while (call := self._current_call()) is not None:
-            error = None
+            if self._items:
+                return self._items.popleft()
             try:
-                return self._progress.update(self._read(call))
-            except StopIteration:
-                pass
-            except grpc.RpcError as lost:
-                error = lost
-            with self._lock:
-                self._call = None
-            if not self._closed.is_set():
-                self._pause(error)
+                self._items.extend(self._progress.update(self._read(call)))
+            except _Lost as lost:
+                with self._lock:
+                    self._call = None
+                if not self._closed.is_set():
+                    self._pause(lost.failure)
         raise StopIteration
 
-    def _current_call(self) -> _Call | None:
+    def _current_call(self) -> _Call[Message] | None:
         """The open call, made if need be; None once the stream is closed."""
         with self._lock:
             if self._closed.is_set():
@@ -146,43 +173,50 @@ class StatsStream(Iterator[StatsUpdate]):
                 self._call = self._open_call()
             return self._call
 
-    def _read(self, call: _Call) -> pb.StreamStatsResponse:
-        left = self._progress.time_left_to_start()
-        if left is None:
-            return next(call)
+    def _read(self, call: _Call[Message]) -> Message:
+        """The next message; raises _Lost."""
         # The call itself has no deadline, since that would end a stream that works.
-        timer = threading.Timer(left, call.cancel)
-        timer.daemon = True
-        timer.start()
+        late = threading.Event()
+        left = self._progress.time_left()
+        timer = None if left is None else threading.Timer(left, _give_up, (call, late))
+        if timer is not None:
+            timer.daemon = True
+            timer.start()
         try:
             return next(call)
-        except grpc.RpcError:
-            if not self._closed.is_set() and self._progress.time_left_to_start() == 0:
-                self.close()
-                raise self._progress.too_late() from None
-            raise
+        except StopIteration:
+            raise _Lost(self._progress.failure_of(None)) from None
+        except grpc.RpcError as error:
+            failure = self._progress.too_late() if late.is_set() else self._progress.failure_of(error)
+            raise _Lost(failure) from None
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
 
-    def _pause(self, error: grpc.RpcError | None) -> None:
+    def _pause(self, failure: ProxystashError) -> None:
         try:
-            pause = self._progress.pause_after(error)
+            pause = self._progress.pause_after(failure)
         except ProxystashError:
             self.close()
             raise
         self._closed.wait(pause)
 
 
-class AsyncStatsStream(AsyncIterator[StatsUpdate]):
-    """Snapshots as they come, to be read by one task; any task of the same loop may close it.
+class StatsStream(ResumingStream[pb.StreamStatsResponse, StatsUpdate]):
+    """Snapshots as they come, to be read by one thread; any thread may close it."""
+
+
+class AsyncResumingStream(AsyncIterator[Item], Generic[Message, Item]):
+    """Items as they come, to be read by one task; any task of the same loop may close it.
 
     The iteration ends when the stream is closed, by `aclose`, by leaving its `async with` block, or with its
     client.
     """
 
-    def __init__(self, open_call: Callable[[], _AsyncCall], progress: Progress) -> None:
+    def __init__(self, open_call: Callable[[], _AsyncCall], progress: Progress[Message, Item]) -> None:
         self._open_call = open_call
         self._progress = progress
+        self._items: deque[Item] = deque()
         self._closed = asyncio.Event()
         self._call: _AsyncCall | None = None
 
@@ -193,23 +227,31 @@ class AsyncStatsStream(AsyncIterator[StatsUpdate]):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """End the stream; a task that waits for a snapshot sees the iteration end."""
+        """End the stream; a task that waits for the next item sees the iteration end."""
         self._closed.set()
         call, self._call = self._call, None
         if call is not None:
             call.cancel()
 
-    async def __anext__(self) -> StatsUpdate:
+    async def __anext__(self) -> Item:
         while not self._closed.is_set():
+            if self._items:
+                return self._items.popleft()
             if self._call is None:
                 self._call = self._open_call()
-            error = None
+            call = self._call
+            failure = self._progress.failure_of(None)
             try:
-                message = await self._read(self._call)
-                if isinstance(message, pb.StreamStatsResponse):
-                    return self._progress.update(message)
-            except grpc.RpcError as lost:
-                error = lost
+                async with asyncio.timeout(self._progress.time_left()):
+                    message = await call.read()
+                if message is not aio.EOF:
+                    self._items.extend(self._progress.update(cast("Message", message)))
+                    continue
+            except TimeoutError:
+                call.cancel()
+                failure = self._progress.too_late()
+            except grpc.RpcError as error:
+                failure = self._progress.failure_of(error)
             except asyncio.CancelledError:
                 # gRPC says so in the reading task, too, when aclose() cancels the call.
                 task = asyncio.current_task()
@@ -217,20 +259,12 @@ class AsyncStatsStream(AsyncIterator[StatsUpdate]):
                     raise
             self._call = None
             if not self._closed.is_set():
-                await self._pause(error)
+                await self._pause(failure)
         raise StopAsyncIteration
 
-    async def _read(self, call: _AsyncCall) -> object:
+    async def _pause(self, failure: ProxystashError) -> None:
         try:
-            async with asyncio.timeout(self._progress.time_left_to_start()):
-                return await call.read()
-        except TimeoutError:
-            await self.aclose()
-            raise self._progress.too_late() from None
-
-    async def _pause(self, error: grpc.RpcError | None) -> None:
-        try:
-            pause = self._progress.pause_after(error)
+            pause = self._progress.pause_after(failure)
         except ProxystashError:
             await self.aclose()
             raise
@@ -241,10 +275,27 @@ class AsyncStatsStream(AsyncIterator[StatsUpdate]):
             pass
 
 
-class _Call(Protocol):
+class AsyncStatsStream(AsyncResumingStream[pb.StreamStatsResponse, StatsUpdate]):
+    """Snapshots as they come, to be read by one task; any task of the same loop may close it."""
+
+
+class _Lost(Exception):  # noqa: N818 -- caught where it is raised
+    """A call that broke off, and why."""
+
+    def __init__(self, failure: ProxystashError) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+def _give_up(call: _Call[object], late: threading.Event) -> None:
+    late.set()
+    call.cancel()
+
+
+class _Call(Protocol[_Received_co]):
     """What is used of a gRPC response stream, which gRPC has no public class for."""
 
-    def __next__(self) -> pb.StreamStatsResponse: ...
+    def __next__(self) -> _Received_co: ...
     def cancel(self) -> object: ...
 
 

@@ -214,7 +214,9 @@ def health_status_number(status: HealthStatus) -> pb.HealthStatus.ValueType:
     return messages.HEALTH_STATUS_NUMBERS[status]
 
 
-def statistics_message(statistics: CacheStatistics, stats_subscribers: int) -> pb.CacheStatistics:
+def statistics_message(
+    statistics: CacheStatistics, stats_subscribers: int, watch_subscribers: int
+) -> pb.CacheStatistics:
     """One snapshot of the cache's statistics, and how many streams are open."""
     message = pb.CacheStatistics(
         tiers=[
@@ -230,6 +232,7 @@ def statistics_message(statistics: CacheStatistics, stats_subscribers: int) -> p
         demotions=statistics.demotions,
         removals=statistics.removals,
         stats_subscribers=stats_subscribers,
+        watch_subscribers=watch_subscribers,
     )
     fill_timestamp(message.observed_at, statistics.observed_at_us)
     fill_timestamp(message.started_at, statistics.started_at_us)

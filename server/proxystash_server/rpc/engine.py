@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, Unpack
 
 from proxystash_server.cache import (
     CacheEntry,
     CacheError,
     CacheStatistics,
+    Change,
     EntryFilter,
     Failures,
     Invalidation,
@@ -64,6 +65,15 @@ class Engine(Protocol):
 
     def invalidate_by_health(self, key: str) -> Invalidation:
         """Record one failure."""
+
+    def subscribe(self, listener: Callable[[Sequence[Change]], None]) -> int:
+        """Tell `listener` every change from now on; the revision of the last change before.
+
+        It is called by one thread at a time, before the change is acknowledged: it must be quick.
+        """
+
+    def unsubscribe(self, listener: Callable[[Sequence[Change]], None]) -> None:
+        """Tell `listener` no more."""
 
     def get_statistics(self) -> CacheStatistics:
         """A snapshot of the statistics."""

@@ -51,6 +51,10 @@ class Reason(StrEnum):
     NOT_STORED = "NOT_STORED"
     BANNED = "BANNED"
     INVALID_INTERVAL = "INVALID_INTERVAL"
+    INVALID_KINDS = "INVALID_KINDS"
+    INVALID_REVISION = "INVALID_REVISION"
+    INVALID_HISTORY = "INVALID_HISTORY"
+    REVISION_COMPACTED = "REVISION_COMPACTED"
     UNREADABLE_REQUEST = "UNREADABLE_REQUEST"
     REQUEST_TOO_LARGE = "REQUEST_TOO_LARGE"
     ENTRY_TOO_LARGE = "ENTRY_TOO_LARGE"
@@ -98,6 +102,7 @@ class Failure:
 
     `field` is the path of the field at fault, seen from the request (or from the entry, within a batch);
     empty if no field is. `request_id` is set for unexpected errors only, and is in the log line as well.
+    `metadata` is that of the ErrorInfo: facts for programs.
     """
 
     code: grpc.StatusCode
@@ -105,6 +110,7 @@ class Failure:
     message: str
     field: str = ""
     request_id: str = ""
+    metadata: tuple[tuple[str, str], ...] = ()
 
     def under(self, parent: str) -> Failure:
         """The same failure, seen from the message that holds the faulty one in its field `parent`."""
@@ -112,7 +118,9 @@ class Failure:
 
     def to_status(self) -> grpc.Status:
         """The failure as a google.rpc.Status with its details, ready for `abort_with_status`."""
-        details: list[Message] = [error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN)]
+        details: list[Message] = [
+            error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN, metadata=dict(self.metadata))
+        ]
         if self.field:
             violation = error_details_pb2.BadRequest.FieldViolation(
                 field=self.field, description=self.message, reason=self.reason

@@ -65,13 +65,21 @@ class RpcServer:
         *,
         threads: int,
         max_stats_streams: int,
+        max_watch_streams: int,
+        watch_history: int,
         pool: PoolService | None = None,
     ) -> None:
         self._sender = StreamSender()
         self._pool = pool
         services = (SERVICE_NAME,) if pool is None else (SERVICE_NAME, POOL_SERVICE_NAME)
         self._health = HealthService(services, self._sender)
-        self._service = CacheService(engine, self._sender, max_subscribers=max_stats_streams)
+        self._service = CacheService(
+            engine,
+            self._sender,
+            max_subscribers=max_stats_streams,
+            max_watchers=max_watch_streams,
+            watch_history=watch_history,
+        )
         self._reflection = ReflectionSessions((*services, health.SERVICE_NAME))
         self._workers = WorkerPool(threads, "rpc")
         self._urgent_workers = WorkerPool(1, "urgent")
@@ -99,6 +107,7 @@ class RpcServer:
         """Serve, and say so to whoever asks for the health."""
         self._sender.start()
         self._service.stats_hub.start()
+        self._service.watch_hub.start()
         self._server.start()
         self._health.set_all(SERVING)
 
@@ -111,6 +120,7 @@ class RpcServer:
         self._calls.refuse_new_calls(SHUTTING_DOWN)
         self._health.set_all(NOT_SERVING)
         self._service.stats_hub.close()
+        self._service.watch_hub.stop()
         self._sender.end_all(SHUTTING_DOWN)
         if self._pool is not None:
             self._pool.drain(SHUTTING_DOWN)
@@ -126,6 +136,7 @@ class RpcServer:
     def close(self) -> None:
         """Cancel what is still under way, and let every thread go."""
         self._server.stop(None)
+        self._service.watch_hub.close()
         self._sender.close()
         self._reflection.close()
         self._workers.close()

@@ -34,6 +34,8 @@ from proxystash_server.rpc.paging import make_page_token, read_page_token
 from proxystash_server.rpc.requests import MAX_BATCH, MAX_ENTRY_BYTES, BatchPut, too_many
 from proxystash_server.rpc.stats_hub import StatsHub
 from proxystash_server.rpc.streams import StreamSender, non_blocking
+from proxystash_server.rpc.watch.hub import WatchHub
+from proxystash_server.rpc.watch.request import read_request
 
 SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["CacheService"].full_name
 
@@ -61,8 +63,17 @@ _ENTRY_TOO_LARGE: Final = Failure(
 class CacheService(pb_grpc.CacheServiceServicer):
     """The service behind the error boundary: its methods raise RequestError and the cache's errors."""
 
-    def __init__(self, engine: Engine, sender: StreamSender, *, max_subscribers: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        sender: StreamSender,
+        *,
+        max_subscribers: int,
+        max_watchers: int,
+        watch_history: int,
+    ) -> None:
         self._engine = engine
+        self.watch_hub = WatchHub(engine, sender, max_watchers=max_watchers, history_size=watch_history)
         self.stats_hub = StatsHub(self._snapshot, sender, max_subscribers=max_subscribers)
 
     def Get(  # type: ignore[override]  # answers what is serialized already
@@ -231,8 +242,14 @@ class CacheService(pb_grpc.CacheServiceServicer):
                 )
         self.stats_hub.subscribe(interval_us / 1_000_000, StreamCall(context))
 
+    @non_blocking
+    def Watch(  # type: ignore[override]  # as above
+        self, request: pb.WatchRequest, context: grpc.ServicerContext, _send: object
+    ) -> None:
+        self.watch_hub.watch(read_request(request), StreamCall(context))
+
     def _snapshot(self, subscribers: int) -> pb.CacheStatistics:
-        return convert.statistics_message(self._engine.get_statistics(), subscribers)
+        return convert.statistics_message(self._engine.get_statistics(), subscribers, self.watch_hub.watchers)
 
 
 def _put_result(stored: Stored | CacheError) -> bytes | Failure:

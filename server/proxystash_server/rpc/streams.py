@@ -52,14 +52,16 @@ class Outgoing(Protocol):
 class OutgoingStream:
     """One open response stream: its latest message not yet sent, and how it is to end.
 
-    All of it is guarded by the lock of the StreamSender that opened it.
+    All of it is guarded by the lock of the StreamSender that opened it. `on_sent` is called when a message
+    has gone, on the completion thread: memory operations only.
     """
 
-    __slots__ = ("call", "closed", "ending", "given_up", "pending", "sending_since")
+    __slots__ = ("call", "closed", "ending", "given_up", "on_sent", "pending", "sending_since")
 
-    def __init__(self, call: Outgoing) -> None:
+    def __init__(self, call: Outgoing, on_sent: Callable[[], None] | None = None) -> None:
         self.call = call
-        self.pending: Message | None = None
+        self.on_sent = on_sent
+        self.pending: Message | bytes | None = None
         self.ending: Failure | None = None
         self.sending_since: float | None = None
         self.closed = False
@@ -122,7 +124,7 @@ class StreamSender:
             self._streams.discard(stream)
         return False
 
-    def offer(self, stream: OutgoingStream, message: Message) -> None:
+    def offer(self, stream: OutgoingStream, message: Message | bytes) -> None:
         """Send `message` as soon as what is being sent has gone, unless a later one is offered before."""
         with self._lock:
             if stream.closed or stream.ending is not None:
@@ -130,15 +132,21 @@ class StreamSender:
             stream.pending = message
         self._send_next(stream)
 
+    def end(self, stream: OutgoingStream, failure: Failure) -> None:
+        """End a stream with `failure`, after what it still has to send."""
+        with self._lock:
+            if stream.ending is not None:
+                return
+            stream.ending = failure
+        self._send_next(stream)
+
     def end_all(self, failure: Failure) -> None:
         """End every stream with `failure`, after what it still has to send, and take no more of them."""
         with self._lock:
             self._ending = failure
-            streams = [stream for stream in self._streams if stream.ending is None]
-            for stream in streams:
-                stream.ending = failure
+            streams = list(self._streams)
         for stream in streams:
-            self._send_next(stream)
+            self.end(stream, failure)
 
     def overdue(self) -> list[OutgoingStream]:
         """The streams whose client has not read for longer than there is patience for."""
@@ -164,7 +172,8 @@ class StreamSender:
                 stream.sending_since = self._clock()
         try:
             if message is not None:
-                stream.call.send(message.SerializeToString(), lambda: self._sent(stream))
+                serialized = message if isinstance(message, bytes) else message.SerializeToString()
+                stream.call.send(serialized, lambda: self._sent(stream))
             elif ending is not None:
                 stream.call.end(ending)
         except Exception:  # noqa: BLE001 - one stream must not keep the others from being sent on
@@ -175,6 +184,8 @@ class StreamSender:
         with self._lock:
             stream.sending_since = None
         self._send_next(stream)
+        if stream.on_sent is not None:
+            stream.on_sent()
 
     def _watch(self) -> None:
         while not self._stopping.wait(self._short_patience / 2):

@@ -12,12 +12,14 @@ from proxystash import (
     Ban,
     CacheEntry,
     CacheStatistics,
+    Change,
     EntryError,
     GetResult,
     InvalidationResult,
     PutResult,
     StatsUpdate,
 )
+from proxystash.streams import AsyncResumingStream
 
 _Result = TypeVar("_Result")
 
@@ -82,21 +84,24 @@ class BlockingAsyncClient:
     def list(self, **settings: Any) -> Iterator[CacheEntry]:
         return _iterate(self._runner, self._client.list(**settings))
 
-    def stream_stats(self, interval: timedelta = timedelta(seconds=1), **settings: Any) -> BlockingStream:
-        return BlockingStream(self._runner, self._client, interval, settings)
+    def stream_stats(
+        self, interval: timedelta = timedelta(seconds=1), **settings: Any
+    ) -> BlockingStream[StatsUpdate]:
+        return BlockingStream(self._runner, self._client.stream_stats(interval, **settings))
+
+    def watch(self, **settings: Any) -> BlockingStream[Change]:
+        return BlockingStream(self._runner, self._client.watch(**settings))
 
     def _run(self, work: Coroutine[Any, Any, _Result]) -> _Result:
         return self._runner.run(work)
 
 
-class BlockingStream:
-    """A statistics stream of an AsyncClient, read without a loop."""
+class BlockingStream(Iterator[_Result]):
+    """A stream of an AsyncClient, read without a loop."""
 
-    def __init__(
-        self, runner: asyncio.Runner, client: AsyncClient, interval: timedelta, settings: dict[str, Any]
-    ) -> None:
+    def __init__(self, runner: asyncio.Runner, stream: AsyncResumingStream[Any, _Result]) -> None:
         self._runner = runner
-        self._stream = client.stream_stats(interval, **settings)
+        self._stream = stream
 
     def __enter__(self) -> Self:
         return self
@@ -107,11 +112,12 @@ class BlockingStream:
     def close(self) -> None:
         self._runner.run(self._stream.aclose())
 
-    def __iter__(self) -> Iterator[StatsUpdate]:
-        return _iterate(self._runner, self._stream)
+    def __next__(self) -> _Result:
+        return next(_iterate(self._runner, self._stream))
 
-    def __next__(self) -> StatsUpdate:
-        return next(iter(self))
+    @property
+    def position(self) -> Any:
+        return self._stream.position  # type: ignore[attr-defined]  # of a watch
 
 
 def _iterate(runner: asyncio.Runner, items: AsyncIterator[_Result]) -> Iterator[_Result]:

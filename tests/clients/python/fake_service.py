@@ -47,6 +47,15 @@ class StreamScript:
 
 
 @dataclass
+class WatchScript:
+    """What one Watch call does: send these responses, then fail, stay open, or end."""
+
+    responses: Sequence[pb.WatchResponse]
+    then: Fault | None = None
+    stay_open: bool = False
+
+
+@dataclass
 class FakeService(CacheServiceServicer):
     """Keeps entries in a dict. Each call takes the next fault of its method, None being a success."""
 
@@ -55,6 +64,7 @@ class FakeService(CacheServiceServicer):
     requests: list[Message] = field(default_factory=list)
     entries: dict[str, pb.CacheEntry] = field(default_factory=dict)
     streams: deque[StreamScript] = field(default_factory=deque)
+    watches: deque[WatchScript] = field(default_factory=deque)
     most_results: int = 1000
     hanging: set[str] = field(default_factory=set)
     deadlines: list[float] = field(default_factory=list)
@@ -138,10 +148,13 @@ class FakeService(CacheServiceServicer):
         script = self.streams.popleft()
         for sequence in script.sequences:
             yield pb.StreamStatsResponse(sequence=sequence, statistics=pb.CacheStatistics(hits=sequence))
-        if script.then is not None:
-            script.then.abort(context)
-        if script.stay_open:
-            wait_for_end(context)
+        _end(script, context)
+
+    def Watch(self, request: pb.WatchRequest, context: grpc.ServicerContext) -> Iterator[pb.WatchResponse]:
+        self._called("Watch", request, context)
+        script = self.watches.popleft()
+        yield from script.responses
+        _end(script, context)
 
     def _get(self, key: str) -> pb.GetResponse:
         entry = self.entries.get(key)
@@ -152,6 +165,13 @@ class FakeService(CacheServiceServicer):
         self.entries[key] = pb.CacheEntry(key=key)
         self.entries[key].MergeFrom(entry)
         return pb.PutResponse(key=key, stored_in=[pb.TIER_L1, pb.TIER_L2, pb.TIER_L3])
+
+
+def _end(script: StreamScript | WatchScript, context: grpc.ServicerContext) -> None:
+    if script.then is not None:
+        script.then.abort(context)
+    if script.stay_open:
+        wait_for_end(context)
 
 
 def wait_for_end(context: grpc.ServicerContext) -> None:

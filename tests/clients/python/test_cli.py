@@ -13,12 +13,13 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
 
 from proxystash import CacheEntry, Client, HealthStatus, cache_key
 from proxystash.v1 import cache_service_pb2 as pb
 
 from .commands import PROGRAM, Commands, environment
-from .fake_service import FakeService, Fault
+from .fake_service import FakeService, Fault, WatchScript
 from .waiting import wait_until
 
 SECRET = "s3cr3t-p4ss"
@@ -644,6 +645,116 @@ def test_ctrl_c_ends_watch_stats_quietly(run: Commands) -> None:
     assert (process.returncode, err) == (130, "")
 
 
+# --- changes
+
+
+def test_watch_writes_one_object_for_each_change(run: Commands, client: Client) -> None:
+    kept = client.put(CacheEntry("http://192.0.2.1:1", source="mine", username="jane", password="secret")).key
+    client.put(CacheEntry("http://192.0.2.2:1", source="other"))
+    arguments = ["--json", "--existing", "--source", "mine", "--count", "5"]
+
+    with started(run, "watch", *arguments) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(2)]
+        client.invalidate_by_health(kept)
+        client.delete(kept)
+        client.clear()
+        out, err = process.communicate(timeout=60)
+
+    records = [json.loads(line) for line in [*lines, *out.splitlines()]]
+    assert (process.returncode, err) == (0, "")
+    assert [(record["kind"], record["key"]) for record in records] == [
+        ("existing", kept),
+        ("synced", ""),
+        ("health", kept),
+        ("deleted", kept),
+        ("cleared", ""),
+    ]
+    assert records[2]["entry"]["failure_count"] == 1
+    assert "secret" not in "".join(lines)
+    assert records[3]["entry"] is None
+    assert records[3]["happened_at"].endswith("Z")
+    assert records[3]["position"]["revision"] == records[3]["version"]
+    assert records[0]["position"] is None
+
+
+def test_watch_shows_a_line_for_each_change(run: Commands, client: Client) -> None:
+    entry = CacheEntry("http://192.0.2.1:1", labels={"country": "DE"}, username="jane", password="secret")
+    key = client.put(entry).key
+
+    outcome = run("watch", "--existing", "--show-credentials", "--count", "2")
+
+    existing, synced = outcome.out.splitlines()
+    assert existing.split() == [
+        "-" * 20, "existing", key, "http://192.0.2.1:1", "unknown", "failures=0", "country=DE",
+    ]  # fmt: skip
+    assert synced.split() == ["-" * 20, "synced"]
+
+
+def test_watch_tells_the_kinds_that_were_asked_for(run: Commands, client: Client) -> None:
+    with started(run, "watch", "--kind", "deleted", "--kind", "put", "--existing", "--count", "3") as process:
+        assert process.stdout is not None
+        assert "synced" in process.stdout.readline()
+        key = client.put(CacheEntry("http://192.0.2.1:1")).key
+        client.invalidate_by_health(key)
+        client.delete(key)
+        out, _ = process.communicate(timeout=60)
+
+    assert [line.split()[1] for line in out.splitlines()] == ["put", "deleted"]
+
+
+def test_a_kind_that_there_is_not_is_refused(run: Commands) -> None:
+    outcome = run("watch", "--kind", "synced")
+
+    assert outcome.code == 2
+    assert "the kinds are put, health, left" in outcome.err
+
+
+@pytest.mark.parametrize("label", ["country!=DE", "!country", "country"])
+def test_watch_takes_no_label_that_a_proxy_lacks(run: Commands, label: str) -> None:
+    outcome = run("watch", "--label", label)
+
+    assert outcome.code == 2
+    assert "--label" in outcome.err
+
+
+def test_watch_says_when_it_has_to_begin_anew(fake_target: str, service: FakeService) -> None:
+    compacted = error_details_pb2.ErrorInfo(reason="REVISION_COMPACTED", domain="proxystash")
+    begun = pb.WatchResponse(revision=1, synced=True, history="h")
+    service.watches.extend(
+        [
+            WatchScript([begun], Fault(grpc.StatusCode.OUT_OF_RANGE, "begin anew", [compacted])),
+            WatchScript([begun], stay_open=True),
+        ]
+    )
+
+    outcome = Commands(fake_target)("watch", "--count", "1")
+
+    assert outcome.out.split()[1:5] == ["reset", "changes", "may", "have"]
+    assert outcome.err == "proxystash: connection lost (begin anew); trying again\n"
+
+
+def test_ctrl_c_ends_watch_quietly(run: Commands, client: Client) -> None:
+    with started(run, "watch", "--existing") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+
+    assert (process.returncode, err) == (130, "")
+
+
+def started(run: Commands, *arguments: str) -> subprocess.Popen[str]:
+    """A command that goes on while the test does other things."""
+    return subprocess.Popen(
+        [PROGRAM, *arguments, "--target", run.target],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+        text=True,
+    )
+
+
 # --- failures
 
 
@@ -651,7 +762,7 @@ def test_ctrl_c_ends_watch_stats_quietly(run: Commands) -> None:
     "arguments",
     [
         ["get", KEY], ["put", "http://h:1"], ["delete", KEY], ["clear", "--yes"], ["invalidate", KEY],
-        ["list"], ["warm", "FILE"], ["export", "FILE"], ["stats"], ["watch-stats"],
+        ["list"], ["warm", "FILE"], ["export", "FILE"], ["stats"], ["watch-stats"], ["watch"],
     ],
     ids=lambda arguments: arguments[0],
 )  # fmt: skip

@@ -170,12 +170,12 @@ def test_a_snapshot_keeps_every_count() -> None:
         demotions=7,
         removals=8,
     )
-    message = convert.statistics_message(statistics, stats_subscribers=9)
+    message = convert.statistics_message(statistics, stats_subscribers=9, watch_subscribers=10)
     assert message.observed_at.ToMicroseconds() == statistics.observed_at_us
     assert message.started_at.ToMicroseconds() == statistics.started_at_us
     assert (message.hits, message.misses, message.hit_rate, message.entries) == (3, 1, 0.75, 5)
     assert (message.promotions, message.demotions, message.removals) == (6, 7, 8)
-    assert message.stats_subscribers == 9
+    assert (message.stats_subscribers, message.watch_subscribers) == (9, 10)
     assert [tier.tier for tier in message.tiers] == [pb.TIER_L1, pb.TIER_L2, pb.TIER_L3]
     assert [tier.state for tier in message.tiers] == [
         pb.TIER_STATE_ACTIVE,

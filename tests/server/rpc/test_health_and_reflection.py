@@ -56,7 +56,9 @@ def test_all_statuses_are_listed(health: Any) -> None:
 
 
 def test_nothing_is_serving_before_the_server_is(manager: CacheManager) -> None:
-    server = RpcServer(manager, "127.0.0.1:0", threads=1, max_stats_streams=1)
+    server = RpcServer(
+        manager, "127.0.0.1:0", threads=1, max_stats_streams=1, max_watch_streams=1, watch_history=1
+    )
     assert server._health._answer("").status == NOT_SERVING
     assert server._health._answer(SERVICE).status == NOT_SERVING
     server.close()

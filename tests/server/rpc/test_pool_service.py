@@ -38,7 +38,15 @@ def pool(manager: CacheManager, tmp_path: Path) -> Iterator[Pool]:
 @pytest.fixture
 def server(manager: CacheManager, pool: Pool) -> Iterator[RpcServer]:
     service = PoolService(pool, policy=SelectionPolicy.BALANCED, labels=frozenset({"country"}))
-    server = RpcServer(manager, "127.0.0.1:0", threads=4, max_stats_streams=4, pool=service)
+    server = RpcServer(
+        manager,
+        "127.0.0.1:0",
+        threads=4,
+        max_stats_streams=4,
+        max_watch_streams=1,
+        watch_history=1,
+        pool=service,
+    )
     server.start()
     try:
         yield server

@@ -17,7 +17,7 @@ from tests.support.rpc import DEADLINE, open_channel, refused, serving
 
 
 def make(manager: CacheManager, listen: str) -> RpcServer:
-    return RpcServer(manager, listen, threads=1, max_stats_streams=1)
+    return RpcServer(manager, listen, threads=1, max_stats_streams=1, max_watch_streams=1, watch_history=1)
 
 
 class SlowLookups:

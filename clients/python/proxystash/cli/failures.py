@@ -62,6 +62,11 @@ def report(message: str) -> None:
     typer.echo(f"proxystash: {' '.join(message.split())}", err=True)
 
 
+def report_lost(failure: ProxystashError) -> None:
+    """Say that a stream goes on in spite of a failure."""
+    report(f"connection lost ({failure.message}); trying again")
+
+
 @contextmanager
 def failing_in_one_line() -> Iterator[None]:
     """Turn what a command raises into a line on stderr and an exit code."""

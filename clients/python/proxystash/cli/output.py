@@ -111,6 +111,7 @@ def statistics_record(statistics: CacheStatistics) -> dict[str, object]:
         "demotions": statistics.demotions,
         "removals": statistics.removals,
         "stats_subscribers": statistics.stats_subscribers,
+        "watch_subscribers": statistics.watch_subscribers,
         "tiers": [
             {
                 "tier": tier.tier.value,
@@ -166,6 +167,7 @@ def statistics_table(statistics: CacheStatistics) -> Table:
         ("demotions", [""] * len(tiers), f"{statistics.demotions:,}"),
         ("removals", [""] * len(tiers), f"{statistics.removals:,}"),
         ("stats subscribers", [""] * len(tiers), f"{statistics.stats_subscribers:,}"),
+        ("watch subscribers", [""] * len(tiers), f"{statistics.watch_subscribers:,}"),
     ]
     for name, cells, total in rows:
         table.add_row(name, *cells, total)

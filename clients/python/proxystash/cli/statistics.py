@@ -13,8 +13,7 @@ from rich.live import Live
 
 from proxystash._defaults import DEFAULT_TARGET, DEFAULT_TIMEOUT
 from proxystash.cli import options, output
-from proxystash.cli.failures import report
-from proxystash.errors import ProxystashError
+from proxystash.cli.failures import report_lost
 from proxystash.models import StatsUpdate
 
 
@@ -52,7 +51,7 @@ def watch_stats(
     """Show the server's statistics as they change; resumes after a lost connection."""
     with (
         options.connect(target, timeout) as client,
-        client.stream_stats(interval, on_lost=_report_lost) as stream,
+        client.stream_stats(interval, on_lost=report_lost) as stream,
         _display(json) as show,
     ):
         for update in islice(stream, count):
@@ -81,7 +80,3 @@ def _print_json(update: StatsUpdate) -> None:
             "statistics": output.statistics_record(update.statistics),
         }
     )
-
-
-def _report_lost(failure: ProxystashError) -> None:
-    report(f"connection lost ({failure.message}); trying again")

@@ -97,6 +97,59 @@ PUT_MODE_IF_ABSENT: PutMode.ValueType  # 3
 """Leaves it as it is."""
 Global___PutMode: _TypeAlias = PutMode  # noqa: Y015
 
+class _ChangeKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ChangeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChangeKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CHANGE_KIND_UNSPECIFIED: _ChangeKind.ValueType  # 0
+    CHANGE_KIND_EXISTING: _ChangeKind.ValueType  # 1
+    """Was there when the stream began. The same version may be told as a change, too."""
+    CHANGE_KIND_PUT: _ChangeKind.ValueType  # 2
+    """Stored: new, or in place of another."""
+    CHANGE_KIND_HEALTH: _ChangeKind.ValueType  # 3
+    """Another health status or failure count, otherwise the same."""
+    CHANGE_KIND_LEFT: _ChangeKind.ValueType  # 4
+    """Changed so that it no longer matches the filter. This and removals may come for an entry that never did, where the
+    server does not know what it was before.
+    """
+    CHANGE_KIND_DELETED: _ChangeKind.ValueType  # 5
+    """Removed by Delete."""
+    CHANGE_KIND_EXPIRED: _ChangeKind.ValueType  # 6
+    """Removed after its TTL. Comes when the server notices: whoever keeps copies looks at expires_at."""
+    CHANGE_KIND_EVICTED: _ChangeKind.ValueType  # 7
+    """Removed to make room, or lost to damage."""
+    CHANGE_KIND_EVICTED_BY_HEALTH: _ChangeKind.ValueType  # 8
+    """Removed at a failure threshold."""
+    CHANGE_KIND_CLEARED: _ChangeKind.ValueType  # 9
+    """All entries were removed by Clear. Has no key; sent whatever the filter."""
+
+class ChangeKind(_ChangeKind, metaclass=_ChangeKindEnumTypeWrapper): ...
+
+CHANGE_KIND_UNSPECIFIED: ChangeKind.ValueType  # 0
+CHANGE_KIND_EXISTING: ChangeKind.ValueType  # 1
+"""Was there when the stream began. The same version may be told as a change, too."""
+CHANGE_KIND_PUT: ChangeKind.ValueType  # 2
+"""Stored: new, or in place of another."""
+CHANGE_KIND_HEALTH: ChangeKind.ValueType  # 3
+"""Another health status or failure count, otherwise the same."""
+CHANGE_KIND_LEFT: ChangeKind.ValueType  # 4
+"""Changed so that it no longer matches the filter. This and removals may come for an entry that never did, where the
+server does not know what it was before.
+"""
+CHANGE_KIND_DELETED: ChangeKind.ValueType  # 5
+"""Removed by Delete."""
+CHANGE_KIND_EXPIRED: ChangeKind.ValueType  # 6
+"""Removed after its TTL. Comes when the server notices: whoever keeps copies looks at expires_at."""
+CHANGE_KIND_EVICTED: ChangeKind.ValueType  # 7
+"""Removed to make room, or lost to damage."""
+CHANGE_KIND_EVICTED_BY_HEALTH: ChangeKind.ValueType  # 8
+"""Removed at a failure threshold."""
+CHANGE_KIND_CLEARED: ChangeKind.ValueType  # 9
+"""All entries were removed by Clear. Has no key; sent whatever the filter."""
+Global___ChangeKind: _TypeAlias = ChangeKind  # noqa: Y015
+
 class _TierState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -1011,6 +1064,7 @@ class CacheStatistics(_message.Message):
     DEMOTIONS_FIELD_NUMBER: _builtins.int
     REMOVALS_FIELD_NUMBER: _builtins.int
     STATS_SUBSCRIBERS_FIELD_NUMBER: _builtins.int
+    WATCH_SUBSCRIBERS_FIELD_NUMBER: _builtins.int
     hits: _builtins.int
     """Lookups answered from any tier, and lookups that none could answer."""
     misses: _builtins.int
@@ -1024,6 +1078,8 @@ class CacheStatistics(_message.Message):
     """Entries removed by Delete and Clear: removals are not evictions."""
     stats_subscribers: _builtins.int
     """StreamStats calls open now."""
+    watch_subscribers: _builtins.int
+    """Watch calls open now."""
     @_builtins.property
     def observed_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -1046,14 +1102,151 @@ class CacheStatistics(_message.Message):
         demotions: _builtins.int = ...,
         removals: _builtins.int = ...,
         stats_subscribers: _builtins.int = ...,
+        watch_subscribers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["observed_at", b"observed_at", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["demotions", b"demotions", "entries", b"entries", "hit_rate", b"hit_rate", "hits", b"hits", "misses", b"misses", "observed_at", b"observed_at", "promotions", b"promotions", "removals", b"removals", "started_at", b"started_at", "stats_subscribers", b"stats_subscribers", "tiers", b"tiers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["demotions", b"demotions", "entries", b"entries", "hit_rate", b"hit_rate", "hits", b"hits", "misses", b"misses", "observed_at", b"observed_at", "promotions", b"promotions", "removals", b"removals", "started_at", b"started_at", "stats_subscribers", b"stats_subscribers", "tiers", b"tiers", "watch_subscribers", b"watch_subscribers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CacheStatistics: _TypeAlias = CacheStatistics  # noqa: Y015
+
+@_typing.final
+class WatchRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    AFTER_REVISION_FIELD_NUMBER: _builtins.int
+    INCLUDE_EXISTING_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    INCLUDE_ENTRIES_FIELD_NUMBER: _builtins.int
+    INCLUDE_CREDENTIALS_FIELD_NUMBER: _builtins.int
+    PROGRESS_INTERVAL_FIELD_NUMBER: _builtins.int
+    HISTORY_FIELD_NUMBER: _builtins.int
+    after_revision: _builtins.int
+    """Where to resume: the revision of the last response, or the version of the last change, that was dealt with. 0:
+    from now on.
+    """
+    include_existing: _builtins.bool
+    """Begin with every entry that matches now. Not together with after_revision."""
+    include_entries: _builtins.bool
+    """Whether to send entries, or only their keys and versions: enough for a client that drops what has changed."""
+    include_credentials: _builtins.bool
+    """Whether entries have usernames and passwords."""
+    history: _builtins.str
+    """The history that after_revision belongs to, as the responses had it. Required with after_revision, and only then."""
+    @_builtins.property
+    def filter(self) -> Global___ListFilter:
+        """Each set field narrows the changes, and the existing entries, to entries that match."""
+
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___ChangeKind.ValueType]:
+        """Empty means all; at most 100."""
+
+    @_builtins.property
+    def progress_interval(self) -> _duration_pb2.Duration:
+        """How long nothing may be sent: then a response without changes follows, which says that the stream lives. 1 s to
+        10 min. Unset: 10 s. A client that hears nothing for twice as long must not trust its copies.
+        """
+
+    def __init__(
+        self,
+        *,
+        filter: Global___ListFilter | None = ...,
+        after_revision: _builtins.int = ...,
+        include_existing: _builtins.bool = ...,
+        kinds: _abc.Iterable[Global___ChangeKind.ValueType] | None = ...,
+        include_entries: _builtins.bool = ...,
+        include_credentials: _builtins.bool = ...,
+        progress_interval: _duration_pb2.Duration | None = ...,
+        history: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "progress_interval", b"progress_interval"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_revision", b"after_revision", "filter", b"filter", "history", b"history", "include_credentials", b"include_credentials", "include_entries", b"include_entries", "include_existing", b"include_existing", "kinds", b"kinds", "progress_interval", b"progress_interval"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchRequest: _TypeAlias = WatchRequest  # noqa: Y015
+
+@_typing.final
+class WatchResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    SYNCED_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
+    HISTORY_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Every change up to this revision has been sent, if it matches. 0 while existing entries are still being sent: a
+    stream that breaks before then begins anew.
+    """
+    synced: _builtins.bool
+    """Whether the existing entries have all been sent. True from the start where none were wanted."""
+    history: _builtins.str
+    """Names the changes among which the revision is a place: another one after a restart of the server, or where what
+    it holds may differ from what it told.
+    """
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Change]:
+        """In the order they happened. Of one key, a change never comes after a later one."""
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        synced: _builtins.bool = ...,
+        changes: _abc.Iterable[Global___Change] | None = ...,
+        history: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "history", b"history", "revision", b"revision", "synced", b"synced"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchResponse: _TypeAlias = WatchResponse  # noqa: Y015
+
+@_typing.final
+class Change(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ENTRY_FIELD_NUMBER: _builtins.int
+    HAPPENED_AT_FIELD_NUMBER: _builtins.int
+    kind: Global___ChangeKind.ValueType
+    key: _builtins.str
+    version: _builtins.int
+    """The revision of the change: of two changes of a key, the greater is the later one. With EXISTING, that of the
+    change that stored the entry.
+    """
+    @_builtins.property
+    def entry(self) -> Global___CacheEntry:
+        """With EXISTING, PUT and HEALTH, where entries were asked for: as the change left it."""
+
+    @_builtins.property
+    def happened_at(self) -> _timestamp_pb2.Timestamp:
+        """Unset with EXISTING."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___ChangeKind.ValueType = ...,
+        key: _builtins.str = ...,
+        version: _builtins.int = ...,
+        entry: Global___CacheEntry | None = ...,
+        happened_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "happened_at", b"happened_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "happened_at", b"happened_at", "key", b"key", "kind", b"kind", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Change: _TypeAlias = Change  # noqa: Y015
 
 @_typing.final
 class TierStatistics(_message.Message):

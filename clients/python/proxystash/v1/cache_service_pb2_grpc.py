@@ -96,6 +96,11 @@ class CacheServiceStub(object):
                 request_serializer=proxystash_dot_v1_dot_cache__service__pb2.StreamStatsRequest.SerializeToString,
                 response_deserializer=proxystash_dot_v1_dot_cache__service__pb2.StreamStatsResponse.FromString,
                 _registered_method=True)
+        self.Watch = channel.unary_stream(
+                '/proxystash.v1.CacheService/Watch',
+                request_serializer=proxystash_dot_v1_dot_cache__service__pb2.WatchRequest.SerializeToString,
+                response_deserializer=proxystash_dot_v1_dot_cache__service__pb2.WatchResponse.FromString,
+                _registered_method=True)
 
 
 class CacheServiceServicer(object):
@@ -190,6 +195,15 @@ class CacheServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Watch(self, request, context):
+        """Watch sends every change of the entries that match, in order and without gaps, until the client leaves or the
+        server drains. Rather than leave a gap it ends: with OUT_OF_RANGE and the reason REVISION_COMPACTED, whose metadata
+        has oldest_revision, revision and history as they are now. The client then forgets what it has and begins anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CacheServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -252,6 +266,11 @@ def add_CacheServiceServicer_to_server(servicer, server):
                     servicer.StreamStats,
                     request_deserializer=proxystash_dot_v1_dot_cache__service__pb2.StreamStatsRequest.FromString,
                     response_serializer=proxystash_dot_v1_dot_cache__service__pb2.StreamStatsResponse.SerializeToString,
+            ),
+            'Watch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Watch,
+                    request_deserializer=proxystash_dot_v1_dot_cache__service__pb2.WatchRequest.FromString,
+                    response_serializer=proxystash_dot_v1_dot_cache__service__pb2.WatchResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -580,6 +599,33 @@ class CacheService(object):
             '/proxystash.v1.CacheService/StreamStats',
             proxystash_dot_v1_dot_cache__service__pb2.StreamStatsRequest.SerializeToString,
             proxystash_dot_v1_dot_cache__service__pb2.StreamStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Watch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/proxystash.v1.CacheService/Watch',
+            proxystash_dot_v1_dot_cache__service__pb2.WatchRequest.SerializeToString,
+            proxystash_dot_v1_dot_cache__service__pb2.WatchResponse.FromString,
             options,
             channel_credentials,
             insecure,

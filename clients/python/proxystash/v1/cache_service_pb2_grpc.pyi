@@ -64,6 +64,11 @@ class CacheServiceStub:
     """GetStats returns one snapshot of the statistics."""
     StreamStats: _grpc.UnaryStreamMultiCallable[_cache_service_pb2.StreamStatsRequest, _cache_service_pb2.StreamStatsResponse]
     """StreamStats sends a snapshot at once and then one each interval, until the client leaves or the server drains."""
+    Watch: _grpc.UnaryStreamMultiCallable[_cache_service_pb2.WatchRequest, _cache_service_pb2.WatchResponse]
+    """Watch sends every change of the entries that match, in order and without gaps, until the client leaves or the
+    server drains. Rather than leave a gap it ends: with OUT_OF_RANGE and the reason REVISION_COMPACTED, whose metadata
+    has oldest_revision, revision and history as they are now. The client then forgets what it has and begins anew.
+    """
 
 @_typing.type_check_only
 class CacheServiceAsyncStub(CacheServiceStub):
@@ -101,6 +106,11 @@ class CacheServiceAsyncStub(CacheServiceStub):
     """GetStats returns one snapshot of the statistics."""
     StreamStats: _aio.UnaryStreamMultiCallable[_cache_service_pb2.StreamStatsRequest, _cache_service_pb2.StreamStatsResponse]  # type: ignore[assignment]
     """StreamStats sends a snapshot at once and then one each interval, until the client leaves or the server drains."""
+    Watch: _aio.UnaryStreamMultiCallable[_cache_service_pb2.WatchRequest, _cache_service_pb2.WatchResponse]  # type: ignore[assignment]
+    """Watch sends every change of the entries that match, in order and without gaps, until the client leaves or the
+    server drains. Rather than leave a gap it ends: with OUT_OF_RANGE and the reason REVISION_COMPACTED, whose metadata
+    has oldest_revision, revision and history as they are now. The client then forgets what it has and begins anew.
+    """
 
 class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
     """CacheService keeps proxies in three tiers (memory, disk, database) and shares what its clients learn about them.
@@ -207,5 +217,16 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_cache_service_pb2.StreamStatsResponse], _abc.AsyncIterator[_cache_service_pb2.StreamStatsResponse]]:
         """StreamStats sends a snapshot at once and then one each interval, until the client leaves or the server drains."""
+
+    @_abc_1.abstractmethod
+    def Watch(
+        self,
+        request: _cache_service_pb2.WatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_cache_service_pb2.WatchResponse], _abc.AsyncIterator[_cache_service_pb2.WatchResponse]]:
+        """Watch sends every change of the entries that match, in order and without gaps, until the client leaves or the
+        server drains. Rather than leave a gap it ends: with OUT_OF_RANGE and the reason REVISION_COMPACTED, whose metadata
+        has oldest_revision, revision and history as they are now. The client then forgets what it has and begins anew.
+        """
 
 def add_CacheServiceServicer_to_server(servicer: CacheServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

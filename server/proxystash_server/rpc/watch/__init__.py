@@ -1,0 +1,1 @@
+"""Watch: the changes of the cache as streams that miss nothing, resume, and hold no thread."""
