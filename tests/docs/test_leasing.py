@@ -47,7 +47,8 @@ def _is_loading(stub: pb_grpc.PoolServiceStub) -> bool:
     try:
         stub.Acquire(pb.AcquireRequest(), timeout=DEADLINE)
     except grpc.RpcError as error:
-        assert refusal_of(error).reason == "POOL_LOADING"
+        if refusal_of(error).reason != "POOL_LOADING":
+            raise
         return True
     return False
 
