@@ -18,7 +18,7 @@ from proxystash_server.cache import (
 )
 from proxystash_server.cache.entry.merging import Combine, if_absent, merge_seen, update_fields
 from tests.server.cache.stash import Stash
-from tests.server.cache.support import START_US, SWITCHED_OFF, put
+from tests.server.cache.support import START_US, SWITCHED_OFF, broken, fail_until_skipped, put
 
 SECOND_US = 1_000_000
 URL = "http://192.0.2.1:8080"
@@ -205,6 +205,20 @@ def test_a_put_without_the_username_that_its_key_was_made_with_keeps_the_credent
     after = stored_in_every_tier(manager, entry.key)
     assert after.source == "list"
     assert (after.username, after.password) == (entry.username, entry.password)
+
+
+def test_a_put_that_may_lack_credentials_is_taken_also_where_nobody_can_say_which(stash: Stash) -> None:
+    manager = stash.open(l1_config=SWITCHED_OFF)
+    entry = manager.new_entry(URL, username="user", password="secret")
+    manager.put(entry.key, entry)
+    with broken(manager.l2_tier), broken(manager.l3_tier):
+        fail_until_skipped(manager, manager.l2_tier)
+        bare = manager.new_entry(URL, key=entry.key, source="list")
+        [stored] = manager.store([(bare, None)])
+        [merged] = manager.store([(bare, merge_seen(()))])
+    assert isinstance(stored, Stored)
+    assert stored.stored_in
+    assert isinstance(merged, Stored)
 
 
 @pytest.mark.parametrize("key", ["own-key", "0123456789abcdef"])

@@ -156,7 +156,7 @@ class Plan:
             stored = None
             if combine is not None:
                 if key in held or key in self.writes:
-                    stored = self._current(key, held, read)
+                    stored = self._current_if_known(key, held, read, needed=request.combine is not None)
                 stored = None if stored is None or self._is_expired(stored) else self._as_used(stored)
                 combined = combine(stored, entry)
                 if combined is stored:
@@ -172,6 +172,17 @@ class Plan:
         self._put(request, entry, sealed, held, read)
         if goes_on:
             self.updates.add(key)
+
+    def _current_if_known(
+        self, key: str, held: Mapping[str, Held], read: Read, *, needed: bool
+    ) -> CacheEntry | None:
+        try:
+            return self._current(key, held, read)
+        except CacheUnavailableError:
+            # A put that says all there is to say does not wait for what nobody can read.
+            if needed:
+                raise
+            return None
 
     def _in_view_of_failures(self, key: str, entry: CacheEntry) -> CacheEntry:
         """The entry with the health that is to be believed. Raises BannedError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import Final
@@ -16,6 +17,7 @@ from proxystash_server.cache.errors import NotStoredError
 # one itself if that is to stay as it is. Raises InvalidEntryError, NotStoredError.
 Combine = Callable[[CacheEntry | None, CacheEntry], CacheEntry]
 
+_DERIVED_KEY: Final = re.compile(rf"[0-9a-f]{{{KEY_LENGTH}}}")
 MERGED_FIELDS: Final = frozenset(EntryArguments.__annotations__) - {"key"} | {"proxy_url"}
 LABEL: Final = "labels."
 
@@ -28,7 +30,7 @@ def if_absent(stored: CacheEntry | None, new: CacheEntry) -> CacheEntry:
 def may_lack_credentials(key: str, entry: CacheEntry) -> bool:
     """Whether an entry has no credentials, but perhaps a key that was made with a username."""
     content = entry.content
-    if content.username is not None or content.password is not None or len(key) != KEY_LENGTH:
+    if content.username is not None or content.password is not None or not _DERIVED_KEY.fullmatch(key):
         return False
     return key != key_of(content.proxy_url, None)
 
