@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import ipaddress
 import os
 import select
 import signal
+import socket
 import time
 from types import FrameType, TracebackType
 from typing import Final, Self
@@ -24,11 +26,12 @@ from proxystash_server.cache import (
     TierStatistics,
 )
 from proxystash_server.data_directory import DataDirectory, DataDirectoryError
+from proxystash_server.descriptors import DescriptorLimitError, connections_within, raise_limit
 from proxystash_server.logs import configure_logging
 from proxystash_server.pool.pool import Pool
 from proxystash_server.pool.requests import SelectionPolicy
 from proxystash_server.rpc.pool_service import PoolService
-from proxystash_server.rpc.server import BindError, RpcServer
+from proxystash_server.rpc.server import BindError, RpcServer, check_free
 from proxystash_server.settings import Settings
 
 # How long clients are told to go elsewhere before their connections are closed, in seconds.
@@ -49,6 +52,9 @@ def serve(settings: Settings) -> int:
     configure_logging(settings.log_level, settings.log_format)
     started = time.monotonic()
     try:
+        max_connections = connections_within(raise_limit(), settings.threads)
+        # What can be refused is refused before anything is made or opened.
+        check_free(settings.listen)
         with StopSignals() as signals, DataDirectory(settings.data_dir, "starting") as directory:
             manager = CacheManager(cache_config(settings))
             pool: Pool | None = None
@@ -62,11 +68,13 @@ def serve(settings: Settings) -> int:
                     max_watch_streams=settings.max_watch_streams,
                     watch_history=settings.watch_history,
                     pool=None if pool is None else pool_service(settings, pool),
+                    max_connections=max_connections,
                 )
                 directory.tell(f"serving on {server.address}")
                 server.start()
                 _calm_collector()
                 _log_start(settings, server, manager)
+                _warn_of_strangers(settings.listen, server.address)
                 reason = signals.wait()
                 _log.info("server stopping", reason=reason, grace_period=settings.grace_period)
                 finished = _stop(server, signals, settings.grace_period)
@@ -75,7 +83,7 @@ def serve(settings: Settings) -> int:
                     pool.close()
                 manager.close()
             _log.info("server stopped", reason=reason, uptime_seconds=round(time.monotonic() - started, 3))
-    except (DataDirectoryError, BindError, StoreError) as error:
+    except (DataDirectoryError, DescriptorLimitError, BindError, StoreError) as error:
         raise StartupError(str(error)) from None
     except Exception:  # noqa: BLE001 - the log redacts what a traceback on the terminal would show
         _log.exception("server failed")
@@ -142,7 +150,10 @@ def _pool_labels(settings: Settings) -> frozenset[str] | None:
 
 
 class StopSignals:
-    """SIGTERM and SIGINT as something to wait for in the main thread, not something that interrupts it."""
+    """SIGTERM and SIGINT as something to wait for in the main thread, not something that interrupts it.
+
+    SIGHUP, which the end of a terminal sends, is ignored meanwhile.
+    """
 
     _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
@@ -154,6 +165,7 @@ class StopSignals:
         # and whichever thread the kernel picks for it.
         self._previous_wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         self._previous = {number: signal.signal(number, _ignore) for number in self._SIGNALS}
+        self._previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         return self
 
     def __exit__(
@@ -217,6 +229,16 @@ def _log_start(settings: Settings, server: RpcServer, manager: CacheManager) -> 
         l3=_describe_tier(statistics.l3_stats),
         entries=statistics.entries,
     )
+
+
+def _warn_of_strangers(listen: str, address: str) -> None:
+    """Say so if other machines may reach the server, since whoever does may read and change everything."""
+    host, _, port = listen.rpartition(":")
+    places = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    if not all(ipaddress.ip_address(str(place[0])).is_loopback for *_, place in places):
+        _log.warning(
+            "other machines may reach this address, and nobody is asked for a password", address=address
+        )
 
 
 def _describe_tier(statistics: TierStatistics) -> str:

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
@@ -19,10 +19,14 @@ from proxystash_server.settings import (
     FLAGS,
     LoadedSettings,
     SettingsError,
+    choices_of,
     load_settings,
 )
 from proxystash_server.settings_text import describe_setting, document_settings, show_settings
-from proxystash_server.store_commands import check, rotate_key
+from proxystash_server.store_commands import check, given_path, rotate_key
+
+_STANDARD_OUTPUT: Final = 1
+_STANDARD_ERROR: Final = 2
 
 app = typer.Typer(
     help="A small server that keeps a scraper fleet's proxies in three tiers and shares their health.",
@@ -34,13 +38,33 @@ app = typer.Typer(
 
 Config = Annotated[
     Path | None,
-    typer.Option(envvar=CONFIG_VARIABLE, help="TOML file with settings.", metavar="FILE", show_default=False),
+    typer.Option(
+        envvar=CONFIG_VARIABLE,
+        parser=given_path,
+        help="TOML file with settings.",
+        metavar="FILE",
+        show_default=False,
+    ),
 ]
 
 
 def main() -> None:
     """Run the command line."""
+    open_standard_files()
     app(prog_name="proxystash-server")
+
+
+def open_standard_files() -> None:
+    """Open the null device in the place of standard files that whoever started the process has closed.
+
+    The next files to be opened would get their numbers, and with them what is meant for a terminal or a log.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
+        pass
+    os.close(descriptor)
+    # Python has none for what was closed, and would print to standard output what is meant for the other.
+    sys.stdout = sys.stdout or open(_STANDARD_OUTPUT, "w", closefd=False)  # noqa: SIM115 - never closed
+    sys.stderr = sys.stderr or open(_STANDARD_ERROR, "w", closefd=False)  # noqa: SIM115 - as above
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -65,6 +89,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
         if parameter.name != "loaded"
     ]
     parameters = [
+        *(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own),
         inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Config),
         *(
             inspect.Parameter(
@@ -72,7 +97,6 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
             )
             for name, flag in FLAGS.items()
         ),
-        *(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own),
     ]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer makes options from
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -80,8 +104,16 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _flag_type(name: str, flag: str) -> object:
+    metavar = "|".join(choices_of(name)) or "VALUE"
     return Annotated[
-        str | None, typer.Option(flag, help=describe_setting(name), metavar="VALUE", show_default=False)
+        str | None,
+        typer.Option(
+            flag,
+            help=describe_setting(name),
+            metavar=metavar,
+            show_default=False,
+            rich_help_panel="Settings",
+        ),
     ]
 
 

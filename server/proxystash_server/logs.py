@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import threading
 from collections.abc import Mapping
-from typing import Final, Literal, TextIO
+from typing import Final, Literal
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from proxystash.proxies import redact_url
+from proxystash_server.log_writer import LogWriter
 
 _SECRET_NAME: Final = re.compile(
     r"password|passwd|username|secret|token|credential|encryption_?key", re.IGNORECASE
@@ -27,15 +29,15 @@ _NOT_TEXT: Final = "Invalid encoding on %s"
 def configure_logging(
     level: Literal["debug", "info", "warning", "error"],
     log_format: Literal["auto", "human", "json"],
-    stream: TextIO | None = None,
+    descriptor: int = 2,
 ) -> None:
-    """Send every log line of the process to `stream` (standard error), in one form.
+    """Send every log line of the process to a file descriptor (standard error), in one form.
 
-    `auto` means human where the stream is a terminal, else JSON. Uncaught exceptions of threads are logged
-    too.
+    `auto` means human where that is a terminal, else JSON. What Python itself would print there is logged
+    too: exceptions that nobody caught in threads and finalizers, and warnings.
     """
-    stream = sys.stderr if stream is None else stream
-    human = log_format == "human" or (log_format == "auto" and stream.isatty())
+    is_terminal = os.isatty(descriptor)
+    human = log_format == "human" or (log_format == "auto" and is_terminal)
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -47,11 +49,11 @@ def configure_logging(
         structlog.processors.format_exc_info,
     ]
     renderer: Processor = (
-        structlog.dev.ConsoleRenderer(colors=stream.isatty(), sort_keys=False)
+        structlog.dev.ConsoleRenderer(colors=is_terminal, sort_keys=False)
         if human
         else structlog.processors.JSONRenderer(ensure_ascii=False, default=str)
     )
-    handler = logging.StreamHandler(stream)
+    handler = LogWriter(descriptor)
     handler.addFilter(_leave_header_out)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -78,6 +80,8 @@ def configure_logging(
         cache_logger_on_first_use=True,
     )
     threading.excepthook = _log_thread_failure
+    sys.unraisablehook = _log_unraisable
+    logging.captureWarnings(capture=True)
 
 
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -129,3 +133,9 @@ def _log_thread_failure(failure: threading.ExceptHookArgs) -> None:
         return
     thread = failure.thread.name if failure.thread is not None else "unknown"
     structlog.stdlib.get_logger(__name__).error("thread failed", thread=thread, exc_info=failure.exc_value)
+
+
+def _log_unraisable(failure: sys.UnraisableHookArgs) -> None:
+    # The object itself may hold anything, and may be on its way out.
+    place = getattr(failure.object, "__qualname__", type(failure.object).__name__)
+    structlog.stdlib.get_logger(__name__).error("finalizer failed", place=place, exc_info=failure.exc_value)

@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, get_args, get_origin
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -25,6 +25,17 @@ PREFIX: Final = "PROXYSTASH_"
 CONFIG_VARIABLE: Final = "PROXYSTASH_CONFIG"
 # Variables with our prefix that the command line client reads, and the server leaves alone.
 CLIENT_VARIABLES: Final = frozenset({"PROXYSTASH_TARGET", "PROXYSTASH_PASSWORD"})
+
+# What Kubernetes tells every container of the Services around it, by name and value. A Service that is called
+# proxystash, proxystash-server or the like has our prefix there.
+_OF_KUBERNETES: Final = re.compile(
+    r"PROXYSTASH_(?:[A-Z0-9_]+_)?(?:"
+    r"SERVICE_HOST=[0-9A-Fa-f.:]+"
+    r"|SERVICE_PORT(?:_[A-Z0-9_]+)?=[0-9]+"
+    r"|PORT(?:_[0-9]+_(?:TCP|UDP|SCTP))?=(?:tcp|udp|sctp)://.+"
+    r"|PORT_[0-9]+_(?:TCP|UDP|SCTP)_(?:PROTO=(?:tcp|udp|sctp)|PORT=[0-9]+|ADDR=[0-9A-Fa-f.:]+)"
+    r")"
+)
 
 MAX_TTL_SECONDS: Final = 10 * 365 * 24 * 3600
 MAX_ENTRIES: Final = 10**12
@@ -90,8 +101,16 @@ def _check_address(value: str) -> str:
     return value
 
 
+def refuse_empty_path(value: object) -> object:
+    """`value`; raises ValueError for an empty text, which as a path means the directory somebody is in."""
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("is empty; . is the directory that it is started in")
+    return value
+
+
 Address = Annotated[str, AfterValidator(_check_address)]
 Seconds = Annotated[int, BeforeValidator(_read_seconds)]
+Directory = Annotated[Path, BeforeValidator(refuse_empty_path)]
 TtlSeconds = Annotated[Seconds, Field(ge=1, le=MAX_TTL_SECONDS)]
 Count = Annotated[int, BeforeValidator(_refuse_bool)]
 EncryptionKey = Annotated[SecretStr, AfterValidator(_check_secret)]
@@ -112,7 +131,7 @@ class Settings(BaseSettings):
     listen: Address = "127.0.0.1:50051"
     """Address to serve on, host:port. Port 0 takes a free one, which the log's first line names."""
 
-    data_dir: Path = Path("data")
+    data_dir: Directory = Path("data")
     """Directory for everything that is kept: both disk tiers, key file and lock. Created if missing."""
 
     default_ttl: TtlSeconds = 3600
@@ -236,6 +255,14 @@ FLAGS: Final[Mapping[str, str]] = {
 }
 
 
+def choices_of(name: str) -> tuple[str, ...]:
+    """What a setting may be, if that is one of a few words; else nothing."""
+    kind = Settings.model_fields[name].annotation
+    if kind is bool:
+        return ("true", "false")
+    return get_args(kind) if get_origin(kind) is Literal else ()
+
+
 def variable_of(name: str) -> str:
     """The environment variable of a setting."""
     return PREFIX + name.upper()
@@ -283,7 +310,11 @@ def _read_file(config: Path) -> dict[str, Any]:
 def _unknown_variables() -> list[str]:
     known = {variable_of(name) for name in Settings.model_fields} | {CONFIG_VARIABLE} | CLIENT_VARIABLES
     unknown = sorted(
-        name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known
+        name
+        for name, value in os.environ.items()
+        if name.upper().startswith(PREFIX)
+        and name.upper() not in known
+        and not _OF_KUBERNETES.fullmatch(f"{name}={value}")
     )
     return [
         f"environment variable {name}: unknown setting{_suggest(name.upper(), known)}" for name in unknown

@@ -6,7 +6,15 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from proxystash_server.settings import CONFIG_VARIABLE, FLAGS, SECRETS, LoadedSettings, Settings, variable_of
+from proxystash_server.settings import (
+    CONFIG_VARIABLE,
+    FLAGS,
+    SECRETS,
+    LoadedSettings,
+    Settings,
+    choices_of,
+    variable_of,
+)
 
 
 def describe_setting(name: str) -> str:
@@ -38,12 +46,13 @@ def document_settings() -> Iterator[str]:
         "`proxystash-server settings` shows what is in effect and where it comes from."
     )
     yield ""
-    yield "| Setting | Flag | Environment variable | Default | Meaning |"
-    yield "| --- | --- | --- | --- | --- |"
+    yield "| Setting | Flag | Environment variable | Values | Default | Meaning |"
+    yield "| --- | --- | --- | --- | --- | --- |"
     for name in Settings.model_fields:
         flag = f"`{FLAGS[name]}`" if name in FLAGS else "none: a command line is visible to others"
         default = "" if name in SECRETS else f"`{_default(name)}`"
-        yield f"| `{name}` | {flag} | `{variable_of(name)}` | {default} | {_meaning(name)} |"
+        values = ", ".join(f"`{choice}`" for choice in choices_of(name))
+        yield f"| `{name}` | {flag} | `{variable_of(name)}` | {values} | {default} | {_meaning(name)} |"
 
 
 def _meaning(name: str) -> str:

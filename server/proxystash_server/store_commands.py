@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 
-from proxystash_server.settings import LoadedSettings, Settings
+from proxystash_server.settings import LoadedSettings, Settings, refuse_empty_path
 
 if TYPE_CHECKING:
     from proxystash_server.cache.stopped.report import Finding, Progress, Report
@@ -22,9 +22,20 @@ if TYPE_CHECKING:
 _FAULTS: Final = 1
 _REFUSED: Final = 2
 
+
+def given_path(text: str) -> Path:
+    """A path of the command line; raises BadParameter if it is empty."""
+    try:
+        refuse_empty_path(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return Path(text)
+
+
 _Directory = Annotated[
     Path | None,
     typer.Argument(
+        parser=given_path,
         metavar="DATA_DIR",
         show_default=False,
         help="The data directory; without it, the one of the settings.",
@@ -43,6 +54,7 @@ _NewKeyFile = Annotated[
     Path | None,
     typer.Option(
         "--new-key-file",
+        parser=given_path,
         metavar="FILE",
         show_default=False,
         help="File with the new key. Without it, a new key is generated and kept in the data directory's key "

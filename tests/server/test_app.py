@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import stat
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +19,7 @@ from proxystash.v1 import cache_service_pb2 as pb
 from proxystash.v1 import cache_service_pb2_grpc as pb_grpc
 from tests.support.http2 import RawConnection, message_bytes
 from tests.support.rpc import DEADLINE, open_channel, refusal_of
-from tests.support.server import running_server
+from tests.support.server import running_server, start_and_fail
 
 BACKENDS = ["jsonl", "sqlite"]
 
@@ -43,20 +40,6 @@ def keys_of(target: str) -> list[str]:
             token = page.next_page_token
             if not token:
                 return keys
-
-
-def start_and_fail(*arguments: str, env: dict[str, str] | None = None) -> tuple[int, str]:
-    """Exit code and standard error of a server that cannot start."""
-    result = subprocess.run(
-        [sys.executable, "-m", "proxystash_server", "serve", *arguments],
-        env={**os.environ, **(env or {})},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert result.stdout == ""
-    return result.returncode, result.stderr
 
 
 class TestStart:

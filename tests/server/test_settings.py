@@ -233,6 +233,38 @@ class TestRefusals:
             "environment variable PROXYSTASH_DATADIR: unknown setting; did you mean PROXYSTASH_DATA_DIR?"
         ]
 
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("PROXYSTASH_PORT", "50051"),
+            ("PROXYSTASH_LISTEN_PORT", "50051"),
+            ("PROXYSTASH_SERVER_PORT", "50051"),
+            ("PROXYSTASH_SERVICE_PORT", "tcp"),
+            ("PROXYSTASH_SERVICE_HOST", "somewhere"),
+            ("PROXYSTASH_HOST", "192.0.2.10"),
+        ],
+    )
+    def test_a_variable_that_only_looks_as_if_kubernetes_had_set_it_is_refused(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+    ) -> None:
+        monkeypatch.setenv(name, value)
+        (line,) = faults()
+        assert line.startswith(f"environment variable {name}: unknown setting")
+
+    @pytest.mark.parametrize("text", ["", " "])
+    def test_an_empty_path_is_refused_rather_than_taken_for_where_one_is(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+    ) -> None:
+        monkeypatch.setenv("PROXYSTASH_DATA_DIR", text)
+        for lines in (
+            faults({"data_dir": text}),
+            faults(),
+            faults(config=toml(tmp_path, f"data_dir = '{text}'")),
+        ):
+            assert [line.partition(": ")[2] for line in lines] == [
+                "is empty; . is the directory that it is started in"
+            ]
+
     def test_the_client_s_variables_are_left_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in CLIENT_VARIABLES:
             monkeypatch.setenv(name, "x")

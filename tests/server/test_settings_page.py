@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from proxystash_server.settings import FLAGS, SECRETS, Settings, load_settings, variable_of
+from proxystash_server.settings import FLAGS, SECRETS, Settings, choices_of, load_settings, variable_of
 from proxystash_server.settings_text import document_settings, show_settings
 from tests.support.scripts import ROOT, run
 
@@ -27,13 +27,14 @@ def test_the_page_is_what_the_settings_say() -> None:
 def test_every_setting_is_documented_with_its_flag_and_its_variable(name: str) -> None:
     (row,) = [line for line in document_settings() if line.startswith(f"| `{name}` |")]
     cells = [cell.strip() for cell in row.strip("|").split(" | ")]
-    assert len(cells) == 5
+    assert len(cells) == 6
     assert cells[1] == (
         f"`{FLAGS[name]}`" if name not in SECRETS else "none: a command line is visible to others"
     )
     assert cells[2] == f"`{variable_of(name)}`"
-    assert cells[4].endswith(".")
-    assert len(cells[4]) > 20
+    assert cells[3] == ", ".join(f"`{choice}`" for choice in choices_of(name))
+    assert cells[5].endswith(".")
+    assert len(cells[5]) > 20
 
 
 @pytest.mark.parametrize("command", ["serve", "settings"])
@@ -42,6 +43,38 @@ def test_the_help_of_a_command_has_every_flag_and_no_other_setting(command: str)
     assert code == 0
     shown = {word for word in output.replace(",", " ").split() if word.startswith("--")}
     assert shown - {"--help", "--config", "--markdown"} == set(FLAGS.values())
+
+
+def test_the_help_of_a_setting_says_what_it_may_be() -> None:
+    _, output, _ = settings_command("serve", "--help", env={"COLUMNS": "200", "TERM": "dumb"})
+    rows = {row.split()[1]: row for row in output.splitlines() if row.startswith("│ --")}
+    assert choices_of("l2_backend") == ("jsonl", "sqlite")
+    assert choices_of("l1_enabled") == ("true", "false")
+    assert choices_of("threads") == ()
+    for name, flag in FLAGS.items():
+        assert "|".join(choices_of(name)) in rows[flag]
+
+
+def test_the_help_of_a_command_begins_with_its_own_options() -> None:
+    for command, own in {
+        "check": ["--repair", "--json"],
+        "rotate-key": ["--new-key-file"],
+        "import-proxywhirl": ["--proxywhirl-key-file", "--without-credentials", "--json"],
+        "settings": ["--markdown"],
+    }.items():
+        _, output, _ = settings_command(command, "--help", env={"COLUMNS": "200", "TERM": "dumb"})
+        options = [row.split()[1] for row in output.splitlines() if row.startswith("│ --")]
+        assert options[: len(own)] == own
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("check", ""), ("rotate-key", " "), ("rotate-key", "--new-key-file", ""), ("import-proxywhirl", "")],
+)
+def test_an_empty_path_on_the_command_line_is_refused(arguments: tuple[str, ...]) -> None:
+    code, output, errors = settings_command(*arguments)
+    assert (code, output) == (2, "")
+    assert "is empty" in errors
 
 
 def test_what_is_shown_is_a_file_that_has_the_same_effect(

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,17 @@ _STOP_SECONDS = 60
 class ServerProcess:
     """`python -m proxystash_server serve` on a free port, and everything it has logged."""
 
-    def __init__(self, data_dir: Path, extra_args: tuple[str, ...], env: Mapping[str, str] | None) -> None:
-        environment = {
-            name: value for name, value in os.environ.items() if not name.startswith("PROXYSTASH_")
-        }
+    def __init__(
+        self,
+        data_dir: Path,
+        extra_args: tuple[str, ...],
+        env: Mapping[str, str] | None,
+        open_files: int | None = None,
+    ) -> None:
         arguments = ["serve", "--listen", "127.0.0.1:0", "--data-dir", str(data_dir), *extra_args]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "proxystash_server", *arguments],
-            env={**environment, **(env or {})},
+            _command(arguments, open_files),
+            env={**_environment(), **(env or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -104,10 +107,16 @@ class ServerProcess:
 
 @contextmanager
 def running_server(
-    data_dir: Path | str, *extra_args: str, env: Mapping[str, str] | None = None
+    data_dir: Path | str,
+    *extra_args: str,
+    env: Mapping[str, str] | None = None,
+    open_files: int | None = None,
 ) -> Iterator[ServerProcess]:
-    """A server that serves `data_dir` with more arguments and environment variables; stopped at the end."""
-    server = ServerProcess(Path(data_dir), extra_args, env)
+    """A server that serves `data_dir` with more arguments and environment variables; stopped at the end.
+
+    `open_files` is how many files it may have open, connections among them.
+    """
+    server = ServerProcess(Path(data_dir), extra_args, env, open_files)
     try:
         server.wait_until_serving()
         yield server
@@ -121,6 +130,33 @@ def running_server(
                 raise
         else:
             server._wait()
+
+
+def start_and_fail(
+    *arguments: str, env: Mapping[str, str] | None = None, open_files: int | None = None
+) -> tuple[int, str]:
+    """Exit code and standard error of a server that cannot start."""
+    result = subprocess.run(
+        _command(("serve", *arguments), open_files),
+        env={**_environment(), **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.stdout == ""
+    return result.returncode, result.stderr
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("PROXYSTASH_")}
+
+
+def _command(arguments: Sequence[str], open_files: int | None) -> list[str]:
+    command = [sys.executable, "-m", "proxystash_server", *arguments]
+    if open_files is None:
+        return command
+    return ["sh", "-c", 'ulimit -n "$0" && exec "$@"', str(open_files), *command]
 
 
 def _parse(line: str) -> dict[str, Any]:

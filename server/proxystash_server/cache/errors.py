@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+
+_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+
 
 class CacheError(Exception):
     """Base of everything the cache raises on purpose."""
@@ -62,3 +66,13 @@ class TierError(CacheError):
 
 class TierLostError(TierError):
     """What the tier keeps its entries in is damaged or gone: it is skipped at once."""
+
+
+class NoDescriptorsError(TierError):
+    """The process or the machine has no file descriptor left, for which the tier cannot be blamed."""
+
+
+def tier_error(error: OSError) -> TierError:
+    """What a fault of the file system is to a tier."""
+    kind = NoDescriptorsError if error.errno in _NO_DESCRIPTORS else TierError
+    return kind(f"{type(error).__name__}: {error.strerror}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import typer
 
 from proxystash_server.settings import LoadedSettings
+from proxystash_server.store_commands import given_path
 
 if TYPE_CHECKING:
     from proxystash_server.proxywhirl_import.importer import OnProgress
@@ -23,6 +24,7 @@ _USAGE = 2
 _Sources = Annotated[
     list[Path],
     typer.Argument(
+        parser=given_path,
         metavar="SOURCE",
         show_default=False,
         help="Directory with what proxywhirl has stored, at any depth, such as .cache; or one of its files.",
@@ -32,6 +34,7 @@ _KeyFiles = Annotated[
     list[Path] | None,
     typer.Option(
         "--proxywhirl-key-file",
+        parser=given_path,
         metavar="FILE",
         show_default=False,
         help="File with Fernet keys of proxywhirl's, one on a line, beside those in the variables "

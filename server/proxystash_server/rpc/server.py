@@ -27,6 +27,8 @@ MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 
 MAX_CALLS_OF_A_CONNECTION: Final = 1000
 MAX_CALLS_NOT_SEEN: Final = 10_000
+# gRPC takes no limit for none.
+MAX_CONNECTIONS: Final = 1_000_000
 
 _OPTIONS: Final = (
     # When so many wait to be looked at, by default a thousand, gRPC itself turns calls away, as CANCELLED.
@@ -44,6 +46,8 @@ _OPTIONS: Final = (
     # Finds out that a client's machine has gone, so that its streams end.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
+    # How long a connection may be there and say nothing; by default two minutes.
+    ("grpc.server_handshake_timeout_ms", 10_000),
 )
 
 
@@ -54,8 +58,8 @@ class BindError(Exception):
 class RpcServer:
     """The services of one engine on one address, which it does not own: closing it is the caller's.
 
-    Without `pool` there is no PoolService. Once made it listens, `start` serves. Raises BindError when the
-    address is taken or does not exist.
+    Without `pool` there is no PoolService. Once made it listens, `start` serves. Connections beyond
+    `max_connections` are closed at once. Raises BindError when the address is taken or does not exist.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class RpcServer:
         max_watch_streams: int,
         watch_history: int,
         pool: PoolService | None = None,
+        max_connections: int = MAX_CONNECTIONS,
     ) -> None:
         self._sender = StreamSender()
         self._pool = pool
@@ -88,7 +93,7 @@ class RpcServer:
         self._server = grpc.server(
             self._calls,  # type: ignore[arg-type]  # all that grpcio's server uses of an executor
             interceptors=[boundary],
-            options=_OPTIONS,
+            options=(*_OPTIONS, ("grpc.max_allowed_incoming_connections", max_connections)),
         )
         pb_grpc.add_CacheServiceServicer_to_server(self._service, self._server)
         if pool is not None:
@@ -96,7 +101,7 @@ class RpcServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._reflection.add_to(self._server)
         host = listen.rpartition(":")[0]
-        _check_free(listen)
+        check_free(listen)
         try:
             port = self._server.add_insecure_port(listen)
         except RuntimeError:
@@ -143,7 +148,7 @@ class RpcServer:
         self._urgent_workers.close()
 
 
-def _check_free(listen: str) -> None:
+def check_free(listen: str) -> None:
     """Raise BindError if nothing can listen there, and say why; grpcio does not.
 
     A name such as localhost may have several addresses. grpcio is content with any of them, and would leave

@@ -364,7 +364,8 @@ def statements(tier: SQLiteCacheTier) -> Iterator[list[str]]:
 
 
 def plan(tier: SQLiteCacheTier, statement: str) -> str:
-    with tier._database.reader() as connection:
+    # A connection that was opened before an index was made would plan without it until it runs something.
+    with closing(sqlite3.connect(tier._database.path)) as connection:
         rows = connection.execute(f"EXPLAIN QUERY PLAN {statement}").fetchall()
     return "; ".join(row[3] for row in rows)
 

@@ -10,7 +10,7 @@ from typing import Generic, Literal, ParamSpec, TypeVar
 from proxystash_server.cache.coherence.breaker import CircuitBreaker
 from proxystash_server.cache.counting.statistics import StatisticsRecorder
 from proxystash_server.cache.entry.entry import CacheEntry
-from proxystash_server.cache.errors import TierError, TierLostError
+from proxystash_server.cache.errors import NoDescriptorsError, TierError, TierLostError
 from proxystash_server.cache.tiers.base import DiskTier
 
 logger = logging.getLogger(__name__)
@@ -107,5 +107,5 @@ class GuardedTier(Generic[Tier_co]):
         self._statistics.record_error(self.name)
         if isinstance(error, TierLostError):
             self.give_up(error)
-        elif self.breaker.record_failure(kind):
+        elif not isinstance(error, NoDescriptorsError) and self.breaker.record_failure(kind):
             logger.warning("tier degraded", extra=self.describe(error))

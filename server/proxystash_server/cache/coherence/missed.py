@@ -19,7 +19,13 @@ from typing import Any, Final, NamedTuple
 from proxystash_server.cache.coherence.uses import Use
 from proxystash_server.cache.entry.credentials import CredentialEncryptor
 from proxystash_server.cache.entry.entry import CacheEntry, with_use
-from proxystash_server.cache.errors import EncryptionKeyError, StoreError, StoreFormatError, TierError
+from proxystash_server.cache.errors import (
+    EncryptionKeyError,
+    StoreError,
+    StoreFormatError,
+    TierError,
+    tier_error,
+)
 from proxystash_server.cache.ground.files import make_directory, replace_file, sync_directory, unused_path
 from proxystash_server.cache.ground.killpoints import kill_point
 from proxystash_server.cache.tiers.base import Write
@@ -176,7 +182,7 @@ class MissedChanges:
         try:
             line = place.log.read(place.offset, place.length)
         except OSError as error:
-            raise TierError(f"{type(error).__name__}: {error.strerror}") from error
+            raise tier_error(error) from error
         record = decode_line(line)
         entry = entry_of(
             record,
@@ -316,7 +322,7 @@ class MissedChanges:
             if self._sync:
                 sync_directory(self.path.parent)
         except OSError as error:
-            raise TierError(f"{type(error).__name__}: {error.strerror}") from error
+            raise tier_error(error) from error
         self.close()
         self._forget_places()
 
@@ -367,7 +373,7 @@ class MissedChanges:
         except OSError as error:
             if self._log is not None and self._log.is_torn:
                 self._in_file.update(keys)
-            raise TierError(f"{type(error).__name__}: {error.strerror}") from error
+            raise tier_error(error) from error
         self._in_file.update(keys)
         return offset
 

@@ -14,7 +14,13 @@ from proxystash_server.cache.coherence.uses import Use
 from proxystash_server.cache.config import CacheTierConfig, CacheTierType, Durability
 from proxystash_server.cache.entry.credentials import CredentialEncryptor, UnreadableCredentialsError
 from proxystash_server.cache.entry.entry import CacheEntry, Clock, wall_clock
-from proxystash_server.cache.errors import EncryptionKeyError, StoreFormatError, TierError, TierLostError
+from proxystash_server.cache.errors import (
+    EncryptionKeyError,
+    StoreFormatError,
+    TierError,
+    TierLostError,
+    tier_error,
+)
 from proxystash_server.cache.ground.files import make_directory, replace_file
 from proxystash_server.cache.ground.killpoints import kill_point
 from proxystash_server.cache.tiers.base import (
@@ -56,11 +62,7 @@ class _Translated:
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         if isinstance(error, OSError):
-            raise _as_tier_error(error) from error
-
-
-def _as_tier_error(error: OSError) -> TierError:
-    return TierError(f"{type(error).__name__}: {error.strerror}")
+            raise tier_error(error) from error
 
 
 class _Commit:
@@ -83,7 +85,7 @@ class _Commit:
         if error is not None:
             self._tier.follow_index()
             if isinstance(error, OSError):
-                raise _as_tier_error(error) from error
+                raise tier_error(error) from error
             return
         log = self._tier.log
         if log is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -17,10 +18,17 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from proxystash_server.cache.config import Durability
-from proxystash_server.cache.errors import StoreFormatError, TierError, TierLostError
+from proxystash_server.cache.errors import (
+    NoDescriptorsError,
+    StoreFormatError,
+    TierError,
+    TierLostError,
+    tier_error,
+)
 from proxystash_server.cache.ground.files import make_directory
 from proxystash_server.cache.ground.killpoints import kill_point
 from proxystash_server.cache.tiers.sqlite.files import (
+    cannot_open,
     companions,
     keep_log_from_another_file,
     set_aside_and_replace,
@@ -50,6 +58,10 @@ _LOG_BACKSTOP_BYTES = 128 * 1024 * 1024
 _CHECKPOINT_ROUNDS = 4
 _FEW_PAGES = 500
 
+_READERS_AT_START = 4
+# How often a reader that no file can be opened for looks whether another one has come back.
+_DESCRIPTOR_PAUSE_SECONDS = 0.001
+
 _DAMAGE = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 
 
@@ -74,8 +86,17 @@ def translated() -> Iterator[None]:
 
 
 def _tier_error(error: Exception) -> TierError:
-    lost = not isinstance(error, OSError) and _is_damage(error)
-    return (TierLostError if lost else TierError)(f"{type(error).__name__}: {error}")
+    if isinstance(error, OSError):
+        return tier_error(error)
+    if _is_damage(error):
+        return TierLostError(f"{type(error).__name__}: {error}")
+    if cannot_open(error):
+        # SQLite does not say why, but the next one to open a file learns it.
+        try:
+            os.close(os.open(os.devnull, os.O_RDONLY))
+        except OSError as reason:
+            return tier_error(reason)
+    return TierError(f"{type(error).__name__}: {error}")
 
 
 class _Reader:
@@ -222,12 +243,33 @@ class Database:
             try:
                 reader = self._readers.pop()
             except IndexError:
-                with translated():
-                    return _Reader(self._new_connection(self.path), generation)
+                reader = self._new_reader(generation)
             if reader.generation == generation:
                 return reader
             # It came back in the moment in which the database was closed.
             reader.connection.close()
+
+    def _new_reader(self, generation: int) -> _Reader:
+        """One more connection for reading; where no file can be opened, one that comes back soon."""
+        patience = time.monotonic() + _BUSY_TIMEOUT_SECONDS
+        while True:
+            try:
+                with translated():
+                    connection = self._new_connection(self.path)
+                    try:
+                        # Only now does it open the log as well.
+                        connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone()
+                    except BaseException as error:
+                        self.note_damage(error)
+                        connection.close()
+                        raise
+                    return _Reader(connection, generation)
+            except NoDescriptorsError:
+                if time.monotonic() > patience:
+                    raise
+            time.sleep(_DESCRIPTOR_PAUSE_SECONDS)
+            with suppress(IndexError):
+                return self._readers.pop()
 
     def take_back(self, reader: _Reader) -> None:
         """Keep a lent connection for the next reader, unless the database was closed meanwhile."""
@@ -270,7 +312,7 @@ class Database:
         self.take_back(reader)
         return row
 
-    def note_damage(self, error: Exception) -> None:
+    def note_damage(self, error: BaseException) -> None:
         """Remember that the file is damaged, if that is what `error` says."""
         self._damaged = self._damaged or (isinstance(error, sqlite3.Error) and _is_damage(error))
 
@@ -329,6 +371,8 @@ class Database:
     def _connect(self) -> None:
         self._writer = self._open_or_create(self.path)
         self._inode = self.path.stat().st_ino
+        # Readers go on with these if connections of clients take all descriptors.
+        self._readers.extend(self._new_reader(self._generation) for _ in range(_READERS_AT_START))
 
     def _open_or_create(self, path: Path) -> sqlite3.Connection:
         if not path.exists():
@@ -366,6 +410,8 @@ class Database:
                 )
             elif version < FORMAT_VERSION:
                 upgrade(self.path, writer, version)
+            # What undoes a statement of many rows would go to a file of its own, which may not be had.
+            writer.execute("PRAGMA temp_store = MEMORY")
         except BaseException:
             writer.close()
             raise

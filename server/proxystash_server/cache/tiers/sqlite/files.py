@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 from proxystash_server.cache.ground.killpoints import kill_point
@@ -10,6 +11,11 @@ from proxystash_server.cache.ground.killpoints import kill_point
 def companions(path: Path) -> tuple[Path, Path]:
     """The log of a database and the memory that its connections share, whether they exist or not."""
     return path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")
+
+
+def cannot_open(error: Exception) -> bool:
+    """Whether SQLite could not open a file, which says nothing of what is in it."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN
 
 
 def keep_log_from_another_file(path: Path, inode: int) -> None:

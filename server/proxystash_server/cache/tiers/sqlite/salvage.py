@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from proxystash_server.cache.tiers.sqlite.files import cannot_open
 from proxystash_server.cache.tiers.sqlite.format import INHERITED, RENAMED_NOTES
 
 Row = tuple[Any, ...]
@@ -20,12 +21,10 @@ def salvage(damaged: Path, connection: sqlite3.Connection, columns: str) -> int:
     """Copy every readable row of the database file `damaged` into an empty one; how many entries that were.
 
     Reads the table from both ends and through its index, so that a damaged page costs the rows on it. What a
-    row says is proven by its checksum later, when it is read as an entry.
+    row says is proven by its checksum later, when it is read as an entry. Raises sqlite3.Error if the file
+    cannot be opened now, which says nothing of what could be saved.
     """
-    try:
-        source = sqlite3.connect(f"{damaged.absolute().as_uri()}?mode=ro", uri=True)
-    except sqlite3.Error:
-        return 0
+    source = sqlite3.connect(f"{damaged.absolute().as_uri()}?mode=ro", uri=True)
     # As for reading in general: text that is none must not end the whole scan.
     source.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
     try:
@@ -80,6 +79,8 @@ def _rows(source: sqlite3.Connection, query: str, values: Sequence[object] = ())
     """The rows of a query up to the first one that cannot be read."""
     try:
         yield from source.execute(query, values)
-    except (sqlite3.DatabaseError, UnicodeEncodeError):
-        # The latter for a key that is no text, and so cannot be asked for.
+    except (sqlite3.DatabaseError, UnicodeEncodeError) as error:
+        if isinstance(error, sqlite3.DatabaseError) and cannot_open(error):
+            raise
+        # The other kind is for a key that is no text, and so cannot be asked for.
         return
