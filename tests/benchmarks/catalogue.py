@@ -14,6 +14,7 @@ THEMES: Final[tuple[Theme, ...]] = (
     rows_growth.THEME,
     rows_under_load.TAIL_THEME,
     rows_under_load.STREAMS_THEME,
+    rows_under_load.WATCH_THEME,
     rows_redis.THEME,
     rows_reads.CLIENTS_THEME,
 )

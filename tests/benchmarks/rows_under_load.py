@@ -1,4 +1,4 @@
-"""What others do to a reader: one client that writes flat out, and 500 that watch the statistics."""
+"""What others do to a client: one that writes flat out, 500 watching statistics, 100 watching changes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from tests.benchmarks.loads import LoadError, ghz_command, h2load_command
 from tests.benchmarks.made_up import key_of
 from tests.benchmarks.messages import entry_message, write_framed, write_puts, write_requests
 from tests.benchmarks.processes import CpuMeter, running
-from tests.benchmarks.results import Measurement, Row, at_most
+from tests.benchmarks.results import Measurement, Row, at_least, at_most
 from tests.benchmarks.rounds import Figures, Spread, ratio
 from tests.benchmarks.rpc_loads import distinct, repeated
 from tests.benchmarks.servers import Server, proxystash
 from tests.benchmarks.text import beside, number
 
 SUBSCRIBERS = 500
+WATCHERS = 100
 _CONNECTIONS = 5
 _READERS = 8
 _HOT = 100
@@ -49,6 +50,16 @@ _STREAM_ROWS = (
         at_most(15),
         unit="%",
         needs=("h2load",),
+    ),
+)
+_WATCH_ROWS = (
+    Row(
+        "put-watched",
+        f"Put, durable, 16 in flight, with {WATCHERS} watchers of every change: requests/s",
+        "without them",
+        f"ghz, 1 connection, the same keys again and again; h2load watches on {_CONNECTIONS} connections",
+        at_least(0.90),
+        needs=("ghz", "h2load"),
     ),
 )
 
@@ -104,12 +115,9 @@ def _measure_streams(bench: Bench, wanted: frozenset[str]) -> Mapping[str, Measu
         read = repeated(server, "Get", get, int(rate * bench.size(4, 2)), l1_hits=1)
 
         def read_beside_subscribers() -> Figures:
-            with _subscribers(server, stream) as meter:
+            with _streams(server, "StreamStats", stream, SUBSCRIBERS) as meter:
                 figures = read()
-                if _subscribed(server) != SUBSCRIBERS:
-                    raise LoadError(f"{_subscribed(server)} subscribers were left")
                 share = meter.share()
-            _wait_until(lambda: _subscribed(server) == 0)
             return {**figures, "subscribers_cpu_share": share}
 
         measured = bench.interleave({"without": read, "with subscribers": read_beside_subscribers})
@@ -125,17 +133,49 @@ def _measure_streams(bench: Bench, wanted: frozenset[str]) -> Mapping[str, Measu
     return {"stats-streams": Measurement(loss, measured, remark)}
 
 
+def _measure_watched(bench: Bench, wanted: frozenset[str]) -> Mapping[str, Measurement]:
+    folder = bench.new_folder()
+    puts = bench.size(8000, 2500)
+    put_file = write_puts(folder / "puts.json", puts)
+    request = pb.WatchRequest(include_entries=True, include_credentials=True)
+    watch = write_framed(folder / "watch.bin", request)
+    with proxystash(folder / "data") as server:
+        write = distinct(server, "Put", put_file, puts)
+
+        def write_watched() -> Figures:
+            with _streams(server, "Watch", watch, WATCHERS) as meter:
+                figures = write()
+                share = meter.share()
+            return {**figures, "watchers_cpu_share": share}
+
+        write()
+        measured = bench.interleave({"alone": write, "watched": write_watched})
+    alone, watched = measured["alone"], measured["watched"]
+    cpu = median(watched["server_cpu_us"]) / median(alone["server_cpu_us"])
+    remark = (
+        f"{beside(median(watched['per_second']), median(alone['per_second']), '/s')}; "
+        f"by the server's CPU time {cpu:.2f} times as much; "
+        f"the watchers took {100 * median(watched['watchers_cpu_share']):.1f}% of a core"
+    )
+    kept = ratio(watched["per_second"], alone["per_second"])
+    return {"put-watched": Measurement(kept, measured, remark)}
+
+
 @contextmanager
-def _subscribers(server: Server, request: Path) -> Iterator[CpuMeter]:
-    each = SUBSCRIBERS // _CONNECTIONS
-    options = ["-c", str(_CONNECTIONS), "-m", str(each), "-n", str(SUBSCRIBERS)]
-    with running(h2load_command(server.target, "StreamStats", request, *options)) as process:
-        _wait_until(lambda: _subscribed(server) == SUBSCRIBERS)
+def _streams(server: Server, method: str, request: Path, count: int) -> Iterator[CpuMeter]:
+    """Streams that are all open, and stay so until the end of the block."""
+    options = ["-c", str(_CONNECTIONS), "-m", str(count // _CONNECTIONS), "-n", str(count)]
+    with running(h2load_command(server.target, method, request, *options)) as process:
+        _wait_until(lambda: _open_streams(server) == count)
         yield CpuMeter(process.pid)
+        if _open_streams(server) != count:
+            raise LoadError(f"{_open_streams(server)} streams were left")
+    _wait_until(lambda: _open_streams(server) == 0)
 
 
-def _subscribed(server: Server) -> int:
-    return server.stub.GetStats(pb.GetStatsRequest()).statistics.stats_subscribers
+def _open_streams(server: Server) -> int:
+    statistics = server.stub.GetStats(pb.GetStatsRequest()).statistics
+    return statistics.stats_subscribers + statistics.watch_subscribers
 
 
 def _wait_until(condition: Callable[[], bool]) -> None:
@@ -147,4 +187,5 @@ def _wait_until(condition: Callable[[], bool]) -> None:
 
 
 TAIL_THEME = Theme("reads beside a writer", _TAIL_ROWS, _measure_tail)
+WATCH_THEME = Theme("writes beside watchers", _WATCH_ROWS, _measure_watched)
 STREAMS_THEME = Theme("reads beside subscribers", _STREAM_ROWS, _measure_streams)

@@ -49,6 +49,8 @@ _ENTRY: Final = _tag(pb.GetResponse.DESCRIPTOR, "entry", _LENGTH_DELIMITED)
 _LAST_ACCESSED: Final = _tag(pb.CacheEntry.DESCRIPTOR, "last_accessed", _LENGTH_DELIMITED)
 _ACCESS_COUNT: Final = _tag(pb.CacheEntry.DESCRIPTOR, "access_count")
 _EVICTED: Final = _tag(pb.CacheEntry.DESCRIPTOR, "evicted_from_l1") + _VARINT[1]
+_CHANGE: Final = _tag(pb.WatchResponse.DESCRIPTOR, "changes", _LENGTH_DELIMITED)
+_CHANGED_ENTRY: Final = _tag(pb.Change.DESCRIPTOR, "entry", _LENGTH_DELIMITED)
 _PUT_RESULT: Final = _tag(pb.BatchPutResponse.DESCRIPTOR, "results", _LENGTH_DELIMITED)
 _STORED: Final = _tag(pb.BatchPutResult.DESCRIPTOR, "stored", _LENGTH_DELIMITED)
 _ERROR: Final = _tag(pb.BatchPutResult.DESCRIPTOR, "error", _LENGTH_DELIMITED)
@@ -100,6 +102,17 @@ def entry_message(entry: CacheEntry) -> bytes:
 def varint(number: int) -> bytes:
     """A number, not negative, as the wire format has it."""
     return _VARINT[number]
+
+
+def watch_response(change: pb.Change, entry: CacheEntry | None, *, include_credentials: bool) -> bytes:
+    """A serialized WatchResponse of one change, with the entry that belongs to it; joined ones are one."""
+    encoded = change.SerializeToString()
+    if entry is not None:
+        content = entry.encoded or _encode_content(entry)
+        count = _count(entry) if include_credentials else _public_count(entry)
+        use = count + _after_count(entry.last_accessed_us)
+        encoded += _CHANGED_ENTRY + _VARINT[len(content) + len(use)] + content + use
+    return _CHANGE + _VARINT[len(encoded)] + encoded
 
 
 def unanswered(count: int) -> bytes:
@@ -178,15 +191,17 @@ def _stored_in(tiers: tuple[CacheTierType, ...]) -> bytes:
 
 def _count(entry: CacheEntry) -> bytes:
     """The count of uses, and what else is not kept with the content: credentials stay secret in memory."""
-    encoded = _VARINT[entry.access_count]
-    if entry.evicted_from_l1:
-        encoded += _EVICTED
+    encoded = _public_count(entry)
     content = entry.content
     if content.username is not None or content.password is not None:
         message = pb.CacheEntry()
         convert.fill_credentials(message, entry)
         encoded += message.SerializeToString()
     return encoded
+
+
+def _public_count(entry: CacheEntry) -> bytes:
+    return _VARINT[entry.access_count] + (_EVICTED if entry.evicted_from_l1 else b"")
 
 
 def _after_count(last_accessed_us: int) -> bytes:

@@ -124,13 +124,14 @@ def test_an_interval_without_changes_ends_with_a_response(hub: Hub) -> None:
 
 def test_equal_watches_share_what_is_made_for_them(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
-    add_entry = Selection.add_entry
+    serialize = Selection.serialize
 
-    def counted(self: Selection, change: pb.Change, entry: Any) -> None:
-        made.append(entry.key)
-        add_entry(self, change, entry)
+    def counted(self: Selection, change: pb.Change, entry: Any) -> bytes:
+        if not self.entry_filter.source:
+            made.append(change.key)
+        return serialize(self, change, entry)
 
-    monkeypatch.setattr(Selection, "add_entry", counted)
+    monkeypatch.setattr(Selection, "serialize", counted)
     calls = [hub.watch() for _ in range(3)] + [hub.watch(source="another") for _ in range(2)]
     hub.run()
     hub.put("a", "b")

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from proxystash.v1 import cache_service_pb2 as pb
 from proxystash_server.cache import CacheEntry, ChangeKind, EntryFilter
 from proxystash_server.cache.counting.statistics import EvictionCause
-from proxystash_server.rpc import convert
+from proxystash_server.rpc import convert, encoding
 from proxystash_server.rpc.engine import Engine
 from proxystash_server.rpc.watch.history import UNKNOWN, History, Place, Record
 
@@ -74,11 +74,11 @@ class Selection:
                     kind = pb.CHANGE_KIND_LEFT
         return kind if self.wants(kind) else None
 
-    def add_entry(self, change: pb.Change, entry: CacheEntry) -> None:
-        """Write an entry into the message of its change, where entries are asked for."""
-        if self.include_entries:
-            fill = convert.fill_entry if self.include_credentials else convert.fill_public_entry
-            fill(change.entry, entry)
+    def serialize(self, change: pb.Change, entry: CacheEntry | None) -> bytes:
+        """A serialized WatchResponse of one change, with its entry where entries are asked for."""
+        if not self.include_entries:
+            entry = None
+        return encoding.watch_response(change, entry, include_credentials=self.include_credentials)
 
 
 class Batch(NamedTuple):
@@ -139,16 +139,10 @@ class View:
         return Batch(b"".join(parts), behind)
 
     def _serialize(self, record: Record, kind: int) -> bytes:
-        response = pb.WatchResponse()
-        message = response.changes.add()
         change = record.change
-        message.kind = kind  # type: ignore[assignment]  # the stubs want the enum's own type
-        message.key = change.key
-        message.version = change.revision
+        message = pb.Change(kind=kind, key=change.key, version=change.revision)  # type: ignore[arg-type]  # its own type
         convert.fill_timestamp(message.happened_at, record.happened_us)
-        if change.entry is not None and kind != pb.CHANGE_KIND_LEFT:
-            self.selection.add_entry(message, change.entry)
-        return response.SerializeToString()
+        return self.selection.serialize(message, None if kind == pb.CHANGE_KIND_LEFT else change.entry)
 
 
 class Cursor:
@@ -232,16 +226,16 @@ class Cursor:
         self._history.read(self._id, self._place, 0)
         selection = self._view.selection
         entries, self._after = self._engine.scan_entries(after, EXISTING_PAGE, selection.entry_filter)
-        response = pb.WatchResponse()
+        parts: list[bytes] = []
         size = 0
         for entry in entries:
-            change = response.changes.add(kind=pb.CHANGE_KIND_EXISTING, key=entry.key, version=entry.version)
-            selection.add_entry(change, entry)
+            change = pb.Change(kind=pb.CHANGE_KIND_EXISTING, key=entry.key, version=entry.version)
+            parts.append(selection.serialize(change, entry))
             if entry.version > self._place.revision:
                 self._ahead[entry.key] = entry.version
-            size += change.ByteSize()
+            size += len(parts[-1])
             if size >= RESPONSE_BYTES:
                 self._after = entry.key
                 break
         self._is_after_page = True
-        return response.SerializeToString() + self.progress()
+        return b"".join(parts) + self.progress()

@@ -27,10 +27,11 @@ from proxystash_server.rpc.watch.cursor import Cursor, View
 from proxystash_server.rpc.watch.history import Compacted, History
 from proxystash_server.rpc.watch.request import Watch
 
-# Under load, watches are told together, in rounds that follow each other no faster than this, in seconds, and
-# with at most so many responses a second: one costs as much as half a put, however little is in it.
-_RESPONSES_PER_SECOND: Final = 1000
-_SHORTEST_ROUND: Final = 0.01
+# Under load, watches are told together, in rounds: with a pause, in seconds, for each response that was sent
+# in the one before, since one costs as much as half a put however little is in it, but not too long a pause.
+_PAUSE_PER_RESPONSE: Final = 1 / 200
+_SHORTEST_PAUSE: Final = 0.01
+_LONGEST_PAUSE: Final = 1.0
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -206,7 +207,7 @@ class WatchHub:
             self._news.wait(self._until_progress())
             self._news.clear()
             sent = self.send_due()
-            self._closing.wait(max(_SHORTEST_ROUND, sent / _RESPONSES_PER_SECOND))
+            self._closing.wait(min(max(_SHORTEST_PAUSE, sent * _PAUSE_PER_RESPONSE), _LONGEST_PAUSE))
 
     def _until_progress(self) -> float | None:
         """Seconds until a watcher has to hear something; None if none waits for that."""
