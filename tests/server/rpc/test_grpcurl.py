@@ -53,7 +53,8 @@ def test_every_method_can_be_called(grpcurl: Path, server: RpcServer) -> None:
         "ListBans": call(grpcurl, server, "ListBans", {}),
         "Unban": call(grpcurl, server, "Unban", {"key": "a"}),
         "GetStats": call(grpcurl, server, "GetStats", {}),
-        "StreamStats": _stream(grpcurl, server),
+        "StreamStats": _sequences(_stream(grpcurl, server, "StreamStats", {"interval": "0.1s"})),
+        "Watch": _stream(grpcurl, server, "Watch", {"includeExisting": True}),
         "Delete": call(grpcurl, server, "Delete", {"key": "a"}),
         "Clear": call(grpcurl, server, "Clear", {}),
     }
@@ -78,6 +79,9 @@ def test_every_method_can_be_called(grpcurl: Path, server: RpcServer) -> None:
     assert called["GetStats"]["statistics"]["entries"] == "2"
     assert called["StreamStats"] == ["1", "2", "3"]
     assert called["ListBans"] == called["Unban"] == {}
+    existing = [change["key"] for response in called["Watch"] for change in response.get("changes", ())]
+    assert existing == ["a", "b"]
+    assert called["Watch"][-1]["synced"]
     assert called["Delete"] == {"deleted": True}
     assert called["Clear"] == {"cleared": "1"}
 
@@ -90,14 +94,17 @@ def test_an_error_names_its_reason_and_field(grpcurl: Path, server: RpcServer) -
     assert '"field": "key"' in result.stderr
 
 
-def _stream(grpcurl: Path, server: RpcServer) -> list[str]:
-    """The sequence numbers that a StreamStats of half a second shows first."""
-    request = json.dumps({"interval": "0.1s"})
-    arguments = ("-plaintext", "-max-time", "1", "-d", request, server.address, f"{SERVICE}/StreamStats")
-    output = run(grpcurl, *arguments).stdout
-    decoder, sequences = json.JSONDecoder(), []
+def _stream(grpcurl: Path, server: RpcServer, method: str, request: Any) -> list[Any]:
+    """The responses of a stream within a second."""
+    arguments = ("-plaintext", "-max-time", "1", "-d", json.dumps(request), server.address)
+    output = run(grpcurl, *arguments, f"{SERVICE}/{method}").stdout
+    decoder, responses = json.JSONDecoder(), []
     while output.strip():
         response, end = decoder.raw_decode(output.lstrip())
-        sequences.append(response["sequence"])
+        responses.append(response)
         output = output.lstrip()[end:]
-    return sequences[:3]
+    return responses
+
+
+def _sequences(responses: list[Any]) -> list[str]:
+    return [response["sequence"] for response in responses[:3]]
