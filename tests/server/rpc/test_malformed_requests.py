@@ -180,6 +180,8 @@ BAD_REQUESTS: list[tuple[str, Message, str, str]] = [
         "entry.labels",
         "INVALID_LABELS",
     ),
+    ("Watch", pb.WatchRequest(after_revision=-1, history="x"), "after_revision", "INVALID_REVISION"),
+    ("Watch", pb.WatchRequest(filter=pb.ListFilter(source="s" * 129)), "filter.source", "INVALID_SOURCE"),
     ("ListBans", pb.ListBansRequest(page_size=-1), "page_size", "INVALID_PAGE_SIZE"),
     ("ListBans", pb.ListBansRequest(page_token="nonsense"), "page_token", "INVALID_PAGE_TOKEN"),
     ("Unban", pb.UnbanRequest(), "key", "INVALID_KEY"),
@@ -311,7 +313,7 @@ def test_bytes_that_are_no_message_are_refused_and_change_nothing(
     stub: pb_grpc.CacheServiceStub, channel: grpc.Channel, method: str
 ) -> None:
     path = f"/proxystash.v1.CacheService/{method}"
-    kind: Any = channel.unary_stream if method == "StreamStats" else channel.unary_unary
+    kind: Any = channel.unary_stream if method in {"StreamStats", "Watch"} else channel.unary_unary
     call: Callable[..., Any] = kind(path)
     with nothing_changes(stub):
         refusal = refused(call, b"\x0a\xff")
