@@ -19,6 +19,7 @@ from proxystash_server.cache import (
     CacheTierType,
     TierState,
 )
+from proxystash_server.cache.tiers.sqlite.database import Database
 from proxystash_server.cache.tiers.sqlite.tier import SQLiteCacheTier
 from tests.server.cache.stash import Stash
 from tests.server.faults.machine import free_descriptors
@@ -45,6 +46,20 @@ def test_readers_share_what_was_opened_at_the_start(stash: Stash) -> None:
     manager = stash.open(**L3_ALONE)
     keys = put_many(manager, range(100))
     with free_descriptors(0), ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(manager.get, keys * 20))
+    assert [entry.key for entry in found if entry is not None] == keys * 20
+    assert manager.get_statistics().l3_stats.errors == 0
+
+
+def test_readers_share_them_too_where_a_descriptor_is_free_again(
+    stash: Stash, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could not be opened a moment ago is then no sign of a lack of descriptors."""
+    manager = stash.open(**L3_ALONE)
+    keys = put_many(manager, range(100))
+    nowhere = stash.directory / "absent" / "file.db"
+    monkeypatch.setattr(Database, "_new_connection", lambda *_: sqlite3.connect(nowhere))
+    with ThreadPoolExecutor(16) as pool:
         found = list(pool.map(manager.get, keys * 20))
     assert [entry.key for entry in found if entry is not None] == keys * 20
     assert manager.get_statistics().l3_stats.errors == 0

@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 
 from proxystash_server.cache.config import Durability
 from proxystash_server.cache.errors import (
-    NoDescriptorsError,
     StoreFormatError,
     TierError,
     TierLostError,
@@ -59,8 +58,8 @@ _CHECKPOINT_ROUNDS = 4
 _FEW_PAGES = 500
 
 _READERS_AT_START = 4
-# How often a reader that no file can be opened for looks whether another one has come back.
-_DESCRIPTOR_PAUSE_SECONDS = 0.001
+# How often a reader that the file cannot be opened for looks whether another one has come back.
+_READER_PAUSE_SECONDS = 0.001
 
 _DAMAGE = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 
@@ -250,7 +249,7 @@ class Database:
             reader.connection.close()
 
     def _new_reader(self, generation: int) -> _Reader:
-        """One more connection for reading; where no file can be opened, one that comes back soon."""
+        """One more connection for reading; where the file cannot be opened, one that comes back soon."""
         patience = time.monotonic() + _BUSY_TIMEOUT_SECONDS
         while True:
             try:
@@ -264,10 +263,11 @@ class Database:
                         connection.close()
                         raise
                     return _Reader(connection, generation)
-            except NoDescriptorsError:
-                if time.monotonic() > patience:
+            except TierError as error:
+                # Whether it was for want of a descriptor cannot always be told: one may have come back since.
+                if not cannot_open(error.__cause__) or time.monotonic() > patience:
                     raise
-            time.sleep(_DESCRIPTOR_PAUSE_SECONDS)
+            time.sleep(_READER_PAUSE_SECONDS)
             with suppress(IndexError):
                 return self._readers.pop()
 

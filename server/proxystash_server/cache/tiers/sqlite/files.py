@@ -13,7 +13,7 @@ def companions(path: Path) -> tuple[Path, Path]:
     return path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")
 
 
-def cannot_open(error: Exception) -> bool:
+def cannot_open(error: BaseException | None) -> bool:
     """Whether SQLite could not open a file, which says nothing of what is in it."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN
 
