@@ -114,8 +114,9 @@ class CallPool:
                 call.end(failure)
 
     def _receive(self, call: _Call) -> None:
-        if not call.receive(self._received):
-            self._leave(call)
+        following: _Call | None = call
+        while following is not None and not following.receive(self._received):
+            following = self._reception.leave(following)
 
     def _received(self, call: _Call, size: int | None) -> None:
         """On the completion thread: the request is there; without a size, none will be."""

@@ -140,6 +140,24 @@ def test_a_call_that_leaves_while_it_is_in_line_leaves_nothing_behind(service: S
         assert reception.waiting() == []
 
 
+def test_any_number_of_calls_in_line_that_are_over_make_way() -> None:
+    """Given three thousand calls that have ended while the one that has the place had not."""
+
+    class Over:
+        connection = b"one"
+
+        def receive(self, _on_received: object) -> bool:
+            return False
+
+    reception = Reception[Any](most=1, most_of_one=1)
+    calls = CallPool(WorkerPool(0, "test"), WorkerPool(0, "test"), reception=reception)
+    first, *others = (Over() for _ in range(3001))
+    assert reception.enter(first)
+    assert not any(reception.enter(other) for other in others)
+    calls._leave(first)  # type: ignore[arg-type]  # as much of a call as is needed
+    assert reception.waiting() == []
+
+
 def test_many_large_requests_wait_for_a_place_and_are_all_served(service: Service) -> None:
     """A large request keeps its place until a thread has taken it, which bounds what they take together."""
     reception = Reception[Any](most=4, most_of_one=2)
