@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from errno import ENOENT
 from pathlib import Path
 from typing import Any, Final
@@ -61,6 +61,8 @@ class Journal:
         self._log: LogFile | None = None
         self._size_when_new = 0
         self._outbox: deque[Record] = deque()
+        # What was noted before a snapshot, and not committed.
+        self._superseded: deque[Record] = deque()
         # What is committed while the journal is written anew.
         self._tail: list[bytes] | None = None
         self._damaged = 0
@@ -123,8 +125,8 @@ class Journal:
         self._outbox.append(record)
 
     def discard_recorded(self) -> None:
-        """Forget what was noted and not committed: for `snapshot`, which has it all, under the same lock."""
-        self._outbox.clear()
+        """Leave out what was noted so far: for `snapshot`, which has it all, under the same lock."""
+        self._superseded, self._outbox = self._outbox, deque()
 
     def commit(self) -> None:
         """Wait until what was noted before is durable, or the journal degraded."""
@@ -147,14 +149,17 @@ class Journal:
 
     def _commit_group(self, waiting: Sequence[None]) -> Sequence[None]:
         # Whoever waits has noted what it waits for before.
-        records = [self._outbox.popleft() for _ in range(len(self._outbox))]
+        self._append([self._outbox.popleft() for _ in range(len(self._outbox))])
+        return waiting
+
+    def _append(self, records: Collection[Record]) -> None:
         if not records or self._log is None:
-            return waiting
+            return
         lines = b"".join([_line(record) for record in records])
         if self._tail is not None:
             self._tail.append(lines)
         if self.is_degraded:
-            return waiting
+            return
         try:
             kill_point("pool.before_append")
             self._log.append(lines)
@@ -164,7 +169,6 @@ class Journal:
                 raise FileNotFoundError(ENOENT, "it was removed or replaced")
         except OSError as error:
             self._degrade(error)
-        return waiting
 
     def _degrade(self, error: OSError) -> None:
         if not self.is_degraded:
@@ -179,6 +183,8 @@ class Journal:
         with self._rewriting:
             with self._commits.lock:
                 records = list(self._snapshot())
+                # Until the new file is in place, the old one is what a kill leaves.
+                self._append(self._superseded)
                 self._tail = []
             new = self.path.with_name(self.path.name + ".new")
             try:

@@ -143,6 +143,38 @@ def test_changes_go_on_while_it_is_written_anew(path: Path, monkeypatch: pytest.
     assert Owner(path).state == {"b": 2, "c": 3} == owner.state
 
 
+def test_what_was_noted_before_a_snapshot_is_committed_before_the_new_file_is_there(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given a change that is noted, and not committed, when the journal begins to be written anew."""
+    owner = Owner(path)
+    owner.change("a", 1)
+    snapshot, append = owner._snapshot, LogFile.append
+    found: list[dict[str, int]] = []
+
+    def snapshot_after_a_change() -> list[Record]:
+        with owner.lock:
+            owner.state["b"] = 2
+            owner.journal.record({"op": "set", "name": "b", "value": 2})
+        return snapshot()
+
+    def appending(self: LogFile, lines: bytes) -> int:
+        if self.path.name.endswith(".new") and not found:
+            owner.journal.commit()
+            # As a kill would leave it.
+            copy = path.with_name("copy.jsonl")
+            copy.write_bytes(path.read_bytes())
+            found.append({})
+            found[0] = Owner(copy).state
+        return append(self, lines)
+
+    monkeypatch.setattr(owner.journal, "_snapshot", snapshot_after_a_change)
+    monkeypatch.setattr(LogFile, "append", appending)
+    owner.journal.start()
+    assert found == [{"a": 1, "b": 2}]
+    assert Owner(path).state == {"a": 1, "b": 2}
+
+
 def test_a_full_disk_stops_nobody_and_is_made_good(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
