@@ -54,11 +54,14 @@ def _evidence_record(operation: str, evidence: Evidence, timeline: Timeline) -> 
 class RestoredEvidence:
     """What an earlier process knew of proxies, by key, until their entries are loaded.
 
-    Raises KeyError, TypeError or ValueError for records that are none of ours.
+    After a boot with an earlier wall clock its times may be later than `now`: what has been is taken as now
+    then, and rests are as long as they were. Raises KeyError, TypeError or ValueError for records that are
+    none of ours.
     """
 
-    def __init__(self, records: Iterable[Record], from_disk: Callable[[int], float]) -> None:
+    def __init__(self, records: Iterable[Record], from_disk: Callable[[int], float], now: float) -> None:
         self._from_disk = from_disk
+        self._now = now
         self._standings: dict[str, dict[str, Record]] = {}
         self._targets: dict[str, Record] = {}
         for record in records:
@@ -77,7 +80,7 @@ class RestoredEvidence:
             target = health.target(number)
             self._fill(health.fleet if number == NO_TARGET else target, record)
             if target is not None:
-                target.last_result = self._from_disk(record["result_at"])
+                target.last_result = self._past(record["result_at"])
 
     def restore(self, key: str, slot: int, health: Health) -> None:
         """Tell what is known of the proxy that is now in `slot`; only once for each key."""
@@ -89,10 +92,12 @@ class RestoredEvidence:
             standing.rests = int(record["rests"])
             standing.streak = int(record["streak"])
             standing.last_outcome = int(record["outcome"])
-            standing.last_result = self._from_disk(record["result_at"])
-            for name in ("until", "opened_at", "used_at"):
-                if name in record:
-                    setattr(standing, name, self._from_disk(record[name]))
+            standing.last_result = self._past(record["result_at"])
+            if "used_at" in record:
+                standing.used_at = self._past(record["used_at"])
+            if "until" in record:
+                standing.opened_at = self._past(record["opened_at"])
+                standing.until = standing.opened_at + (record["until"] - record["opened_at"]) / 1_000_000
 
     def records_left(self, timeline: Timeline) -> Iterator[Record]:
         """The records of proxies whose entries are not loaded yet, for a journal with another timeline."""
@@ -108,7 +113,10 @@ class RestoredEvidence:
         if evidence is not None:
             evidence.successes = float(record["successes"])
             evidence.failures = float(record["failures"])
-            evidence.at = self._from_disk(record["at"])
+            evidence.at = self._past(record["at"])
+
+    def _past(self, absolute: int) -> float:
+        return min(self._now, self._from_disk(absolute))
 
 
 def all_records(

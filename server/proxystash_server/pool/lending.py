@@ -49,6 +49,8 @@ _MANY_DRAWS: Final = 16
 _EXACT: Final = 64
 # Timers that one call runs, so that nobody waits for all that ends at once.
 _TIMERS_AT_ONCE: Final = 1000
+# How often who waits for a reuse delay looks whether it is over.
+_REUSE_SECONDS: Final = 1.0
 # Timers that are looked at to tell when the next proxy comes free.
 _TIMERS_LOOKED_AT: Final = 64
 
@@ -113,7 +115,7 @@ class Lending:
                     lease.claims += 1
                 return held, Shortage.NONE
             ticket = self._line.of_request(request.request_id)
-            if ticket is not None and deliver is not None:
+            if ticket is not None and request.wait and deliver is not None:
                 ticket.delivers.append(deliver)
                 return ticket
         view = self._view(request)
@@ -130,26 +132,32 @@ class Lending:
         self._counts["shortages"] += 1
         return Answer([], shortage, self._retry_after(view, now, only))
 
-    def _reserve(self, request: AcquireRequest, view: View, now: float) -> tuple[list[Lease], int | None]:
-        """Up to as many leases as wanted; and the slot that alone will do, if a session has one."""
+    def _reserve(
+        self, request: AcquireRequest, view: View, now: float, offered: int | None = None
+    ) -> tuple[list[Lease], int | None]:
+        """Up to as many leases as wanted; and the slot that alone will do, if a session has one.
+
+        A slot that is `offered` can be lent to the request, and is the first that is.
+        """
         if len(self._leases) + request.count > MAX_LEASES:
             raise PoolFullError("leases", MAX_LEASES)
         if request.session is not None:
-            return self._reserve_for_session(request, view, now)
-        leases: list[Lease] = []
-        self._reserve_more(leases, request, view, now)
-        return leases, None
+            return self._reserve_for_session(request, view, now, offered)
+        return self._reserve_chosen(request, view, now, offered), None
 
-    def _reserve_more(
-        self, leases: list[Lease], request: AcquireRequest, view: View, now: float, *, moved: bool = False
-    ) -> None:
-        chosen = {lease.slot for lease in leases}
+    def _reserve_chosen(
+        self, request: AcquireRequest, view: View, now: float, offered: int | None, *, moved: bool = False
+    ) -> list[Lease]:
+        leases: list[Lease] = []
+        chosen: set[int] = set()
         while len(leases) < request.count:
-            slot = self._choose(request, view, chosen, now)
+            slot = self._choose(request, view, chosen, now) if offered is None else offered
             if slot is None:
-                return
+                break
+            offered = None
             chosen.add(slot)
             leases.append(self._grant(request, slot, now, moved=moved))
+        return leases
 
     def _choose(self, request: AcquireRequest, view: View, chosen: set[int], now: float) -> int | None:
         """The slot that the policy takes of those that can be lent."""
@@ -202,7 +210,7 @@ class Lending:
         return True
 
     def _reserve_for_session(
-        self, request: AcquireRequest, view: View, now: float
+        self, request: AcquireRequest, view: View, now: float, offered: int | None
     ) -> tuple[list[Lease], int | None]:
         wanted = request.session
         assert wanted is not None
@@ -226,8 +234,7 @@ class Lending:
                 raise SessionLostError
         elif len(self._sessions) >= MAX_SESSIONS:
             raise PoolFullError("sessions", MAX_SESSIONS)
-        leases: list[Lease] = []
-        self._reserve_more(leases, request, view, now, moved=had_another)
+        leases = self._reserve_chosen(request, view, now, offered, moved=had_another)
         for lease in leases:
             self._use_session(request, lease.key, now)
         return leases, None
@@ -307,13 +314,13 @@ class Lending:
             self._update_pair(slot, lease.target_number, now)
 
     def _end_session(self, session_id: str, target: str) -> None:
-        del self._sessions[session_id, target]
-        self._journal.record({"op": "end_session", "id": session_id, "target": target})
+        if self._sessions.pop((session_id, target), None) is not None:
+            self._journal.record({"op": "end_session", "id": session_id, "target": target})
 
     def _give_up(self, lease: Lease) -> None:
         """One call will not answer with a lease, which ends if no other does."""
         lease.claims -= 1
-        if not lease.claims and not lease.answered and not lease.ended:
+        if not lease.claims and not lease.ended:
             self._end(lease)
 
     # -- what can be lent, under the lock
@@ -396,15 +403,20 @@ class Lending:
             raise CacheClosedError("the pool is closed")
         ticket = self._line.new(request, view, only)
         ticket.delivers.append(deliver)
-        target = self._health.target(view.target)
-        if target is not None:
-            target.waiting += 1
         ticket.until = now + request.wait
-        ticket.timer = self._timers.add(ticket.until, self._on_time_up, ticket)
-        if request.reuse_delay:
-            self._timers.add(now + min(request.wait, 1.0), self._on_reuse_delay, ticket)
+        self._enter_line(ticket, now)
         self._changed.notify_all()
         return ticket
+
+    def _enter_line(self, ticket: Ticket, now: float) -> None:
+        """Have a ticket that is in line be served in time."""
+        target = self._health.target(ticket.view.target)
+        if target is not None:
+            target.waiting += 1
+        # It may be due already; then it has been served with what there is.
+        ticket.timer = self._timers.add(ticket.until, self._on_time_up, ticket)
+        if ticket.request.reuse_delay:
+            self._timers.add(now + _REUSE_SECONDS, self._on_reuse_delay, ticket)
 
     def _leave_line(self, ticket: Ticket) -> None:
         if not self._line.take(ticket):
@@ -423,43 +435,25 @@ class Lending:
             )
             if ticket is None:
                 return
-            self._serve(ticket, slot, now)
+            self._serve(ticket, now, slot)
 
-    def _serve(self, ticket: Ticket, slot: int, now: float) -> None:
-        self._leave_line(ticket)
-        request = ticket.request
+    def _serve(self, ticket: Ticket, now: float, offered: int | None = None) -> None:
+        """Serve a ticket in line with a slot that is offered to it, or with whatever there is by now."""
         try:
-            if len(self._leases) >= MAX_LEASES:
-                raise PoolFullError("leases", MAX_LEASES)
-            moved = False
-            if request.session is not None:
-                session = self._sessions.get((request.session.id, request.target))
-                key = self._index.key_of(slot)
-                moved = session is not None and session.key != key
-                self._use_session(request, key, now)
-            ticket.leases = [self._grant(request, slot, now, moved=moved)]
-            self._reserve_more(ticket.leases, request, ticket.view, now)
+            leases, ticket.only = self._reserve(ticket.request, ticket.view, now, offered)
         except PoolError as error:
-            ticket.outcome = error
-        self._served.append(ticket)
-        self._changed.notify_all()
+            leases, ticket.outcome = [], error
+        if leases or ticket.outcome is not None:
+            self._leave_line(ticket)
+            ticket.leases = leases
+            self._served.append(ticket)
+            self._changed.notify_all()
 
     def _reconsider(self, slot: int, now: float) -> None:
         """Sessions that wait for a slot which cannot serve them now move, or are lost."""
-        if not len(self._line):
-            return
-        for ticket in self._line.of_slot(slot):
-            try:
-                leases, only = self._reserve(ticket.request, ticket.view, now)
-            except PoolError as error:
-                leases, only, ticket.outcome = [], None, error
-            if leases or ticket.outcome is not None:
-                self._leave_line(ticket)
-                ticket.leases = leases
-                self._served.append(ticket)
-                self._changed.notify_all()
-            else:
-                ticket.only = only
+        if len(self._line):
+            for ticket in self._line.of_slot(slot):
+                self._serve(ticket, now)
 
     def _on_time_up(self, ticket: Ticket) -> None:
         self._leave_line(ticket)
@@ -479,11 +473,9 @@ class Lending:
         if ticket.queue is None:
             return
         now = self._steady()
-        slot = self._choose(ticket.request, ticket.view, set(), now)
-        if slot is not None:
-            self._serve(ticket, slot, now)
-        else:
-            self._timers.add(now + 1.0, self._on_reuse_delay, ticket)
+        self._serve(ticket, now)
+        if ticket.queue is not None:
+            self._timers.add(now + _REUSE_SECONDS, self._on_reuse_delay, ticket)
 
     def _why_none(self, view: View) -> Shortage:
         """What keeps back the most of those that match."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from random import Random
@@ -104,7 +104,7 @@ class Pool(Lending):
         self._evidence = Journal(
             directory / "evidence.jsonl", EVIDENCE_FORMAT, clocks, self._evidence_records, sync=sync
         )
-        self._restored: RestoredEvidence | None = RestoredEvidence(*self._evidence.load())
+        self._restored: RestoredEvidence | None = RestoredEvidence(*self._evidence.load(), self._steady())
         self._restored.restore_targets(self._health)
         self._replay(*self._journal.load())
         self._journal.start()
@@ -158,11 +158,13 @@ class Pool(Lending):
                 self._leave_line(ticket)
 
     def abandon(self, answer: Answer) -> None:
-        """An answer reached nobody: end its leases. Does not wait until that is written down."""
+        """An answer reached nobody: end its leases, unless another call answers with them.
+
+        To be called once. Does not wait until that is written down.
+        """
         with self._lock:
             for granted in answer.granted:
-                if not granted.lease.ended:
-                    self._end(granted.lease)
+                self._give_up(granted.lease)
 
     def renew(self, lease_ids: Sequence[str], duration: float) -> list[float | None]:
         """Move the ends of leases: when each ends now (steady time); None for one that has ended."""
@@ -382,10 +384,10 @@ class Pool(Lending):
         while more:
             with self._lock:
                 more = self._advance(self._steady())
-                served, self._served = self._served, deque()
-            for ticket in served:
+                ticket = self._served.popleft() if self._served else None
+            if ticket is not None:
                 self._answer(ticket)
-            more = more or bool(served)
+                more = True
 
     def maintain(self) -> None:
         """Write down what was learned, and the journals anew where that is worth it; tell what is owed."""
@@ -489,11 +491,8 @@ class Pool(Lending):
         granted = []
         with self._lock:
             for lease, entry in zip(leases, entries, strict=True):
-                if entry is not None:
-                    lease.claims -= 1
-                    if not lease.ended:
-                        lease.answered = True
-                        granted.append(Granted(lease, entry))
+                if entry is not None and not lease.ended:
+                    granted.append(Granted(lease, entry))
         return granted
 
     def _answer(self, ticket: Ticket) -> None:
@@ -504,7 +503,7 @@ class Pool(Lending):
                 puts = self._puts
             try:
                 granted = self._confirm(ticket.leases, puts)
-            except CacheUnavailableError as error:
+            except Exception as error:  # noqa: BLE001 -- whoever waits is told; the others have their answers
                 granted, outcome = [], error
             if granted:
                 short = len(granted) < ticket.request.count
@@ -526,15 +525,11 @@ class Pool(Lending):
                 ticket.outcome = CacheClosedError("the pool is closed")
                 self._served.append(ticket)
                 return
+            # What it was made of may have been forgotten meanwhile.
+            ticket.view = self._view(ticket.request)
             self._line.put_back(ticket)
-            target = self._health.target(ticket.view.target)
-            if target is not None:
-                target.waiting += 1
-            # It is due already if its time is up, and has been served by then.
-            ticket.timer = self._timers.add(ticket.until, self._on_time_up, ticket)
-            slot = self._choose(ticket.request, ticket.view, set(), now) if ticket.only is None else None
-            if slot is not None:
-                self._serve(ticket, slot, now)
+            self._enter_line(ticket, now)
+            self._serve(ticket, now)
 
     # -- the cache
 

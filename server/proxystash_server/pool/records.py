@@ -94,7 +94,6 @@ def _lease(record: Record, from_disk: FromDisk, now: float) -> Lease:
     lease.score = record["score"]
     lease.acquired_at = min(now, from_disk(record["at"]))
     lease.duration = record["duration"]
-    lease.claims, lease.answered = 0, True
     left = max(GRACE_AFTER_RESTART, from_disk(record["end"]) - now)
     lease.expires_at = now + min(left, max(lease.duration, GRACE_AFTER_RESTART))
     return lease
@@ -105,5 +104,5 @@ def _session(record: Record, from_disk: FromDisk, now: float) -> Session:
     session.used_at = min(now, from_disk(record["used_at"]))
     session.idle_timeout = record["idle_timeout"]
     if "ends_at" in record:
-        session.ends_at = from_disk(record["ends_at"])
+        session.ends_at = session.used_at + (record["ends_at"] - record["used_at"]) / 1_000_000
     return session

@@ -121,7 +121,7 @@ class Lease:
     """The right to use a proxy until a moment. Changed by the pool alone, under its lock."""
 
     __slots__ = (
-        "acquired_at", "answered", "claims", "duration", "ended", "expires_at", "holder", "id", "key",
+        "acquired_at", "claims", "duration", "ended", "expires_at", "holder", "id", "key",
         "moved", "request_id", "score", "sequence", "session_id", "slot", "target", "target_number", "timer",
         "trial",
     )  # fmt: skip
@@ -145,9 +145,8 @@ class Lease:
         # Whether the session had another proxy before.
         self.moved = False
         self.ended = False
-        # How many calls are about to answer with it, and whether one has.
+        # How many calls answer with it, or are about to.
         self.claims = 1
-        self.answered = False
         self.timer: object = None
 
 

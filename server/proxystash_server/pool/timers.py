@@ -74,6 +74,7 @@ class Timers:
                 self._cancelled -= 1
                 continue
             function, arguments = timer.function, timer.arguments
-            timer.function = None
+            # What it was for may refer to it.
+            timer.function, timer.arguments = None, ()
             function(*arguments)
         return True

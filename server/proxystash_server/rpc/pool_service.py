@@ -76,21 +76,17 @@ class PoolService(pb_grpc.PoolServiceServicer):
     ) -> None:
         wanted = pool_requests.read_acquire(request, self._policy, self._labels)
         call = StreamCall(context)
-        if not wanted.wait:
-            answer = self._pool.acquire(wanted)
-            assert isinstance(answer, Answer)
-            self._answer(call, answer)
-            return
-        pool_requests.check_deadline(context, wanted.wait)
+        if wanted.wait:
+            pool_requests.check_deadline(context, wanted.wait)
 
         def deliver(outcome: Answer | Exception) -> bool:
             return self._deliver(call, outcome)
 
         begun = self._pool.acquire(wanted, deliver)
-        if isinstance(begun, Answer):
-            self._answer(call, begun)
-        else:
+        if isinstance(begun, Ticket):
             self._wait(call, begun, deliver)
+        elif not self._answer(call, begun):
+            self._pool.abandon(begun)
 
     def _wait(self, call: StreamCall, ticket: Ticket, deliver: Deliver) -> None:
         with self._lock:
@@ -120,14 +116,12 @@ class PoolService(pb_grpc.PoolServiceServicer):
         return True
 
     def _answer(self, call: StreamCall, answer: Answer) -> bool:
-        """Answer a call; what it does not get is released."""
+        """Answer a call; what it has no room for is released. False if its client has gone."""
         serialized, left = pool_answers.acquire_response(answer, MAX_ANSWER_BYTES, self._to_wall)
-        if left:
-            self._pool.abandon(Answer(left))
-        if call.answer(serialized):
-            return True
-        self._pool.abandon(answer)
-        return False
+        if not call.answer(serialized):
+            return False
+        self._pool.abandon(Answer(left))
+        return True
 
     def Renew(self, request: pb.RenewRequest, context: grpc.ServicerContext) -> pb.RenewResponse:
         pool_requests.check_size(request.lease_ids, "lease_ids", Reason.TOO_MANY_LEASE_IDS)

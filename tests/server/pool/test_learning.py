@@ -219,6 +219,32 @@ def test_what_was_learned_survives_a_kill(fleet: Fleet) -> None:
     assert len(fleet.acquire(count=3, target="x.example")) == 3
 
 
+def test_after_a_boot_with_an_earlier_clock_nothing_rests_longer_than_it_was_to(fleet: Fleet) -> None:
+    """Given a wall clock that has gone back a year while the machine was off."""
+    entry = fleet.put(1)
+    report(fleet, entry.key, Outcome.BLOCKED, TARGET)
+    report(fleet, entry.key, Outcome.CONNECT_ERROR)
+    fleet.put(2)
+    [lease] = fleet.acquire(target=TARGET)
+    fleet.pool.release([Release(lease.id, UseResult(Outcome.SUCCESS, fleet.time.steady))])
+    fleet.pool.maintain()
+    fleet.time.reboot()
+    fleet.time.step(-365 * 86_400.0)
+    fleet.crash()
+    health = fleet.pool.health_of(entry.key)
+    assert health is not None
+    assert health.overall.resting_until is not None
+    assert health.overall.resting_until - fleet.time.steady <= 1.2 * PROXY_REST
+    fleet.time.pass_time(1.2 * PAIR_REST)
+    assert len(fleet.acquire(target=TARGET, count=2, reuse_delay=60.0)) == 2
+    # What is learned from now on counts, and what was known fades.
+    report(fleet, entry.key, Outcome.CONNECT_ERROR)
+    health = fleet.pool.health_of(entry.key)
+    assert health is not None
+    assert health.overall.breaker is Breaker.OPEN
+    assert health.overall.failures == pytest.approx(1.0 + 0.5 ** (1.2 * PAIR_REST / 1800.0), abs=0.05)
+
+
 def test_a_trial_goes_on_after_a_kill(fleet: Fleet) -> None:
     entry = fleet.put(1)
     fleet.pool._max_leases = 3

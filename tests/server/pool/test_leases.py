@@ -243,6 +243,25 @@ def test_the_same_request_id_gets_the_same_leases_while_they_are_held(fleet: Fle
     assert fleet.acquire(count=2, request_id="one") != first
 
 
+def test_an_answer_that_reached_nobody_ends_no_lease_of_a_repeated_call(fleet: Fleet) -> None:
+    """Given a call whose client has gone, and the same again by its next connection."""
+    fleet.put(1)
+    lost, repeated = fleet.answer(request_id="one"), fleet.answer(request_id="one")
+    assert [one.lease.id for one in lost.granted] == [one.lease.id for one in repeated.granted]
+    fleet.pool.abandon(lost)
+    assert fleet.pool.statistics().leases == 1
+    fleet.pool.abandon(repeated)
+    assert fleet.pool.statistics().leases == 0
+
+
+def test_an_abandoned_answer_ends_no_lease_of_before_a_kill(fleet: Fleet) -> None:
+    fleet.put(1)
+    [lease] = fleet.acquire(request_id="one")
+    fleet.crash()
+    fleet.pool.abandon(fleet.answer(request_id="one"))
+    assert fleet.pool.renew([lease.id], 60.0) != [None]
+
+
 def test_leases_are_bounded(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lending, "MAX_LEASES", 2)
     for number in range(4):

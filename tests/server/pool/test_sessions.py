@@ -161,6 +161,72 @@ def test_sessions_survive_a_kill(fleet: Fleet) -> None:
     assert fleet.crash().statistics().sessions == 0
 
 
+def test_calls_of_one_session_that_wait_get_one_proxy(fleet: Fleet) -> None:
+    """Also where none of them had a proxy yet when they began to wait."""
+    fleet.put(1)
+    [held] = fleet.acquire()
+    first, second = fleet.wait(session=SESSION), fleet.wait(session=STRICT)
+    fleet.pool.release([Release(held.id)])
+    fleet.pool.run_due()
+    [lease] = first.leases
+    fleet.put(2)
+    fleet.pool.run_due()
+    assert second.waits
+    fleet.pool.release([Release(lease.id)])
+    fleet.pool.run_due()
+    assert [(one.key, one.moved) for one in second.leases] == [(lease.key, False)]
+
+
+def test_a_session_waits_out_a_reuse_delay_at_its_own_proxy(fleet: Fleet) -> None:
+    for number in range(5):
+        fleet.put(number)
+    first = use(fleet)
+    call = fleet.wait(session=STRICT, reuse_delay=10.0)
+    for _ in range(9):
+        fleet.time.pass_time(1.0)
+        fleet.pool.run_due()
+        assert call.waits
+    fleet.time.pass_time(2.0)
+    fleet.pool.run_due()
+    assert [(one.key, one.moved) for one in call.leases] == [(first.key, False)]
+
+
+def test_a_session_whose_proxy_goes_as_it_is_served_moves(fleet: Fleet) -> None:
+    first = fleet.put(1)
+    use(fleet)
+    [other] = fleet.acquire()
+    spare = fleet.put(2)
+    call = fleet.wait(session=SESSION)
+    fleet.pool.release([Release(other.id)])
+    # It is reserved by now, and not answered.
+    fleet.manager.delete(first.key)
+    fleet.pool.run_due()
+    assert [(one.key, one.moved) for one in call.leases] == [(spare.key, True)]
+
+
+def test_a_session_that_has_ended_already_is_no_fault_of_a_release(fleet: Fleet) -> None:
+    for number in range(3):
+        fleet.put(number)
+    [first] = fleet.acquire(session=SESSION)
+    other = fleet.acquire(count=1)[0]
+    fleet.pool.end_session("account-1", "")
+    releases = [Release(one.id, end_session=True) for one in (first, first, other)]
+    assert [one.released for one in fleet.pool.release(releases)] == [True, False, True]
+    assert fleet.pool.statistics().leases == 0
+
+
+def test_after_a_boot_with_an_earlier_clock_a_session_gets_no_older_than_it_was_to(fleet: Fleet) -> None:
+    for number in range(50):
+        fleet.put(number)
+    session = SessionRequest("account-1", idle_timeout=1000.0, max_age=120.0)
+    use(fleet, session)
+    fleet.time.reboot()
+    fleet.time.step(-7200.0)
+    fleet.crash()
+    fleet.time.pass_time(130.0)
+    assert use(fleet, session).moved
+
+
 def test_sessions_are_bounded(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lending, "MAX_SESSIONS", 2)
     fleet.put(1)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from proxystash_server.cache import CacheClosedError, CacheConfig, CacheManager, EntryFilter
+from proxystash_server.cache import CacheClosedError, CacheConfig, CacheManager, EntryFilter, Lookups
 from proxystash_server.pool import waiting as waiting_module
 from proxystash_server.pool.health import Outcome
 from proxystash_server.pool.pool import Pool
@@ -162,6 +163,42 @@ def test_a_reuse_delay_is_waited_for(fleet: Fleet) -> None:
         fleet.time.pass_time(1.0)
         fleet.pool.run_due()
     assert len(call.leases) == 1
+
+
+def test_a_failure_of_one_answer_is_that_call_s_alone(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet.put(1)
+    fleet.put(2)
+    held = fleet.acquire(count=2)
+    calls = [fleet.wait(), fleet.wait()]
+    fleet.pool.release([Release(lease.id) for lease in held])
+    lookup_many = fleet.manager.lookup_many
+
+    def failing(keys: Sequence[str]) -> Lookups:
+        monkeypatch.setattr(fleet.manager, "lookup_many", lookup_many)
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(fleet.manager, "lookup_many", failing)
+    fleet.pool.run_due()
+    assert [str(answer) for answer in calls[0].answers] == ["a fault"]
+    assert len(calls[1].leases) == 1
+    assert fleet.pool.statistics().leases == 1
+
+
+def test_a_reuse_delay_is_waited_for_again_after_what_was_served_has_gone(fleet: Fleet) -> None:
+    """Given a call that is served with a proxy which goes before it is answered."""
+    fleet.put(1)
+    [lease] = fleet.acquire(target="checker")
+    fleet.pool.release([Release(lease.id)])
+    call = fleet.wait(target="checker", reuse_delay=30.0)
+    gone = fleet.put(2)
+    fleet.manager.delete(gone.key)
+    fleet.time.pass_time(20.0)
+    fleet.pool.run_due()
+    assert call.waits
+    for _ in range(12):
+        fleet.time.pass_time(1.0)
+        fleet.pool.run_due()
+    assert [one.key for one in call.leases] == [lease.key]
 
 
 def test_those_who_wait_are_bounded(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:

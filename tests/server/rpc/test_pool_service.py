@@ -20,6 +20,7 @@ from proxystash.v1 import pool_service_pb2_grpc as pb_grpc
 from proxystash_server.cache import CacheManager
 from proxystash_server.pool.pool import Pool
 from proxystash_server.pool.requests import SelectionPolicy
+from proxystash_server.rpc.calls import StreamCall
 from proxystash_server.rpc.pool_service import PoolService
 from proxystash_server.rpc.server import RpcServer
 from tests.support.rpc import DEADLINE, open_channel, refusal_of, refused, serving
@@ -154,6 +155,29 @@ def test_bans_are_told_from_faults_of_the_proxy(stub: pb_grpc.PoolServiceStub, m
     [target] = [one for one in call(stub, "ListTargets").targets if one.target == "shop.example"]
     assert (target.resting, target.success_rate) == (1, 0.0)
     assert target.failures == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_client_that_has_gone_takes_nothing_from_the_same_call_by_another_connection(
+    stub: pb_grpc.PoolServiceStub, manager: CacheManager, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given two calls with one request id that wait, and one that cannot be answered any more."""
+    request = pb.AcquireRequest(request_id="one")
+    request.wait.FromSeconds(20)
+    calls = [stub.Acquire.future(request, timeout=DEADLINE) for _ in range(2)]
+    wait_until(lambda: pool.statistics().waiting == 1 and len(pool._line.all()[0].delivers) == 2)
+    answer = StreamCall.answer
+
+    def unanswered(_call: StreamCall, _message: bytes) -> bool:
+        monkeypatch.setattr(StreamCall, "answer", answer)
+        return False
+
+    monkeypatch.setattr(StreamCall, "answer", unanswered)
+    key = put(manager)
+    wait_until(lambda: any(one.done() for one in calls))
+    [answered] = [one.result() for one in calls if one.done()]
+    assert [lease.key for lease in answered.leases] == [key]
+    held = call(stub, "ListLeases").leases
+    assert [one.lease_id for one in held] == [answered.leases[0].lease_id]
 
 
 def test_lists_go_in_pages(stub: pb_grpc.PoolServiceStub, manager: CacheManager) -> None:
