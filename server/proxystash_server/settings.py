@@ -217,7 +217,7 @@ class Settings(BaseSettings):
     """Whether PoolService lends the cached proxies."""
 
     pool_max_leases: Annotated[Count, Field(ge=1, le=1_000_000)] = 1
-    """Leases of one proxy that may be held at once."""
+    """Leases of one proxy that may be held at once, where its entry does not say how many."""
 
     pool_policy: Literal["balanced", "least_recently_used", "random", "best"] = "balanced"
     """How Acquire chooses where it does not say."""

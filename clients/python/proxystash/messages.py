@@ -26,6 +26,7 @@ from proxystash.models import (
     Int64,
     InvalidationResult,
     LatencySummary,
+    PoolStatistics,
     PutResult,
     Tier,
     TierState,
@@ -84,6 +85,7 @@ _READ: Final[Mapping[object, str]] = {
     tuple[Tier, ...]: "tuple([_known(_TIERS, tier, 'tier') for tier in message.{0}])",
     TierState: "_known(_STATES, message.{0}, 'tier state')",
     LatencySummary: "_read_latency(message.{0})",
+    PoolStatistics | None: "_read_pool(message.{0}) if message.HasField('{0}') else None",
     tuple[TierStatistics, ...]: "tuple([_read_tier(tier) for tier in message.{0}])",
 }
 # And how it gets into a message.
@@ -116,6 +118,7 @@ read_invalidation_result: Callable[[pb.InvalidateByHealthResponse], Invalidation
 )
 _read_latency: Callable[[pb.LatencySummary], LatencySummary] = _reader(LatencySummary)
 _read_tier: Callable[[pb.TierStatistics], TierStatistics] = _reader(TierStatistics)
+_read_pool: Callable[[pb.PoolStatistics], PoolStatistics] = _reader(PoolStatistics)
 read_statistics: Callable[[pb.CacheStatistics], CacheStatistics] = _reader(CacheStatistics)
 
 fill_monitoring: Callable[[pb.HealthMonitoring, HealthMonitoring], None] = compile_function(

@@ -22,6 +22,8 @@ Int64 = Annotated[int, MAX_INT64]
 
 # Marks a field that a client is told and does not say.
 SET_BY_SERVER: Final = {"set_by": "server"}
+# Fields of an entry that say something of the server, and are in no file of proxies.
+NOT_IN_FILES: Final = frozenset(("evicted_from_l1", "version"))
 
 
 class HealthStatus(StrEnum):
@@ -72,7 +74,8 @@ class CacheEntry:
     """One cached proxy.
 
     To store one, `proxy_url` is enough; an empty `key` is derived from URL and username. `expires_at`,
-    `last_accessed`, `access_count` and `evicted_from_l1` are the server's to set, and ignored when given.
+    `last_accessed`, `access_count`, `evicted_from_l1` and `version` are the server's to set, and ignored when
+    given. `max_leases` is how many leases of it may be held at once, 0 for what the server is set to.
     """
 
     proxy_url: str
@@ -90,6 +93,8 @@ class CacheEntry:
     evicted_from_l1: bool = field(default=False, metadata=SET_BY_SERVER)
     health_monitoring: HealthMonitoring | None = None
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    version: Int64 = field(default=0, metadata=SET_BY_SERVER)
+    max_leases: Int32 = 0
 
     def url(self, *, with_credentials: bool = False) -> str:
         """The proxy URL as requests, httpx and curl take it, percent-encoded credentials in it if asked."""
@@ -133,6 +138,7 @@ class EntryChanges(TypedDict, total=False):
     failure_count: int
     health_monitoring: HealthMonitoring | None
     labels: Mapping[str, str | None]
+    max_leases: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +195,7 @@ class InvalidationResult:
 
 @dataclass(frozen=True, slots=True)
 class LatencySummary:
-    """How long a tier's operations took over the last minute."""
+    """How long operations took over the last minute."""
 
     p50: timedelta
     p99: timedelta
@@ -218,11 +224,37 @@ class TierStatistics:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolStatistics:
+    """What the server's pool holds and has done.
+
+    The counts up to `resting`, and the last two, are of now; the others are since the server started, and
+    only grow. `ready`, `leased_out` and `resting` are entries. While `loading`, not all entries can be lent;
+    while `journal_degraded`, a kill of the server would lose leases, or what was learned.
+    """
+
+    leases: int
+    sessions: int
+    waiting: int
+    ready: int
+    leased_out: int
+    resting: int
+    granted: int
+    released: int
+    expired: int
+    shortages: int
+    results: int
+    successes: int
+    acquire_latency: LatencySummary
+    loading: bool
+    journal_degraded: bool
+
+
+@dataclass(frozen=True, slots=True)
 class CacheStatistics:
     """A snapshot of the server's counters.
 
     All counts are since the server started, and only grow, but for `entries` and the subscribers, which
-    are of now. `tiers` holds every tier, in order.
+    are of now. `tiers` holds every tier, in order; `pool` is None where the pool is switched off.
     """
 
     observed_at: datetime
@@ -237,6 +269,7 @@ class CacheStatistics:
     removals: int
     stats_subscribers: int
     watch_subscribers: int
+    pool: PoolStatistics | None = None
 
 
 class ChangeKind(StrEnum):

@@ -226,6 +226,7 @@ class CacheManager:
         failure_count: int = 0,
         health_monitoring: HealthMonitoring | None = None,
         labels: Mapping[str, str] | None = None,
+        max_leases: int = 0,
     ) -> CacheEntry:
         """An entry with what is missing filled in: the key from URL and username, the TTL from the source.
 
@@ -260,6 +261,7 @@ class CacheManager:
             failure_count=failure_count,
             health_monitoring=health_monitoring,
             labels=labels or {},
+            max_leases=max_leases,
         )
         if entry.content.expires_at_us <= now:
             raise InvalidEntryError(

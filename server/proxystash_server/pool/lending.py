@@ -88,6 +88,8 @@ class Lending:
         # By slot.
         self._live = array("I")
         self._last_leased = array("d")
+        # By slot how many leases there may be, where the entry says so.
+        self._own_limits: dict[int, int] = {}
         # By slot the failures that the cache has counted, where there are any.
         self._failures: dict[int, int] = {}
         # Keys told of since loading began; None when everything is loaded.
@@ -329,12 +331,16 @@ class Lending:
         """Do what is due by now; whether there may be more."""
         return self._timers.run_due(now, _TIMERS_AT_ONCE)
 
+    def _limit(self, slot: int) -> int:
+        """How many leases of a slot there may be at once."""
+        return self._own_limits.get(slot, self._max_leases)
+
     def _update(self, slot: int, now: float, *, offers: bool = False) -> None:
         """Have the index know what keeps a slot from being lent; if nothing does, offer it."""
         standing = self._health.proxy(slot)
         if standing is not None and standing.is_kept_back(now):
             state = State.RESTING
-        elif self._live[slot] >= self._max_leases:
+        elif self._live[slot] >= self._limit(slot):
             state = State.LEASED_OUT
         else:
             state = State.READY

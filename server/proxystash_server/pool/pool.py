@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from proxystash_server.cache import (
     ChangeKind,
     EntryFilter,
 )
+from proxystash_server.cache.counting.latency import LatencyWindow
 from proxystash_server.cache.periodic import PeriodicWork
 from proxystash_server.pool import evidence
 from proxystash_server.pool.clocks import Clocks, system_clocks
@@ -97,6 +99,7 @@ class Pool(Lending):
         # By key how many failures the cache is just being told of by this pool.
         self._own_failures: Counter[str] = Counter()
         self._owed: dict[str, bool] = {}
+        self._latency = LatencyWindow()
         # Grows with each put that is told.
         self._puts = 0
         self._reload = True
@@ -129,6 +132,13 @@ class Pool(Lending):
         `deliver` is called once, by another thread, with no lock held. Raises PoolError and
         CacheUnavailableError.
         """
+        started = time.perf_counter_ns()
+        answer = self._acquire(request, deliver)
+        if isinstance(answer, Answer):
+            self._latency.record(time.perf_counter_ns() - started)
+        return answer
+
+    def _acquire(self, request: AcquireRequest, deliver: Deliver | None) -> Answer | Ticket:
         for _ in range(_DRAWS):
             with self._lock:
                 now = self._steady()
@@ -290,7 +300,7 @@ class Pool(Lending):
                 overall,
                 sorted(targets, key=lambda one: one.target),
                 self._live[slot],
-                self._max_leases,
+                self._limit(slot),
                 last or None,
             )
 
@@ -345,6 +355,7 @@ class Pool(Lending):
 
     def statistics(self) -> PoolStatistics:
         """What the pool holds and has done; consistent in itself."""
+        latency = self._latency.summary()
         with self._lock:
             ready, leased_out, resting = self._index.sizes()
             counts = self._counts
@@ -361,8 +372,9 @@ class Pool(Lending):
                 shortages=counts["shortages"],
                 results=counts["results"],
                 successes=counts["successes"],
-                is_loading=self._told is not None,
-                is_journal_degraded=self._journal.is_degraded or self._evidence.is_degraded,
+                acquire_latency=latency,
+                loading=self._told is not None,
+                journal_degraded=self._journal.is_degraded or self._evidence.is_degraded,
             )
 
     # -- background work
@@ -497,6 +509,7 @@ class Pool(Lending):
 
     def _answer(self, ticket: Ticket) -> None:
         """Answer a call that has waited, or have it wait again if what it was served with has gone."""
+        started = time.perf_counter_ns()
         outcome: Answer | Exception | None = ticket.outcome
         if ticket.leases:
             with self._lock:
@@ -514,6 +527,7 @@ class Pool(Lending):
         with self._lock:
             delivers, ticket.delivers = ticket.delivers, []
         taken = [deliver(outcome) for deliver in delivers]
+        self._latency.record(time.perf_counter_ns() - started)
         if isinstance(outcome, Answer) and not any(taken):
             self.abandon(outcome)
 
@@ -595,9 +609,14 @@ class Pool(Lending):
         slot = self._index.slot_of(key)
         if slot is None:
             slot = self._add(entry, now)
-        elif self._index.change(slot, self._index.facets_of_entry(entry)):
-            self._reconsider(slot, now)
-            self._offer(slot, now)
+        else:
+            has_moved = self._index.change(slot, self._index.facets_of_entry(entry))
+            # Before the slot is offered to anybody.
+            if self._take_limit(slot, entry):
+                self._update(slot, now)
+            if has_moved:
+                self._reconsider(slot, now)
+                self._offer(slot, now)
         failures = self._failures.get(slot, 0)
         if entry.failure_count:
             self._failures[slot] = entry.failure_count
@@ -607,6 +626,15 @@ class Pool(Lending):
             # Somebody else reported that it failed.
             result = Result(Outcome.CONNECT_ERROR, now, now)
             self._take(slot, key, NO_TARGET, result, now, HealthEffect(), None)
+
+    def _take_limit(self, slot: int, entry: CacheEntry) -> bool:
+        """Keep how many leases of an entry there may be; whether that is another number."""
+        before = self._limit(slot)
+        if entry.max_leases:
+            self._own_limits[slot] = entry.max_leases
+        else:
+            self._own_limits.pop(slot, None)
+        return self._limit(slot) != before
 
     def _add(self, entry: CacheEntry, now: float) -> int:
         key = entry.key
@@ -626,6 +654,7 @@ class Pool(Lending):
         for lease in leases:
             lease.slot = slot
             self._last_leased[slot] = max(self._last_leased[slot], lease.acquired_at)
+        self._take_limit(slot, entry)
         if self._restored is not None:
             self._restored.restore(key, slot, self._health)
             self._resume(slot, key, leases, now)
@@ -664,6 +693,7 @@ class Pool(Lending):
         if self._health.forget(slot_now):
             self._evidence.record(evidence.forget_record(key))
         self._failures.pop(slot_now, None)
+        self._own_limits.pop(slot_now, None)
         self._index.remove(slot_now)
         self._reconsider(slot_now, self._steady())
 

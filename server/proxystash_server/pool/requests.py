@@ -7,7 +7,7 @@ from enum import IntEnum
 from typing import Final
 
 from proxystash.models import HealthStatus
-from proxystash_server.cache import CacheEntry, CacheError, EntryFilter
+from proxystash_server.cache import CacheEntry, CacheError, EntryFilter, LatencySummary
 from proxystash_server.pool.health import Breaker, Outcome
 
 MAX_COUNT: Final = 100
@@ -259,7 +259,7 @@ class TargetSummary:
 
 @dataclass(frozen=True, slots=True)
 class PoolStatistics:
-    """What the pool holds and has done."""
+    """What the pool holds and has done; the names are the contract's."""
 
     leases: int
     sessions: int
@@ -273,5 +273,6 @@ class PoolStatistics:
     shortages: int
     results: int
     successes: int
-    is_loading: bool
-    is_journal_degraded: bool
+    acquire_latency: LatencySummary
+    loading: bool
+    journal_degraded: bool

@@ -68,8 +68,9 @@ _READ: Final[Mapping[object, str]] = {
 }
 # How a field of an entry gets into a message.
 _FILL: Final[Mapping[object, str]] = {
-    **dict.fromkeys(("username", "password", "sealed", "version", "encoded"), ""),
+    **dict.fromkeys(("username", "password", "sealed", "encoded"), ""),
     **{name: f"fill_timestamp(message.{public_name(name)}, content.{name})" for name in _TIMES},
+    "version": "message.version = content.version",
     str: "if content.{0}: message.{0} = content.{0}",
     # An earlier version stored one more than fits.
     int: f"if content.{{0}}: message.{{0}} = min(content.{{0}}, {MAX_INT32})",
@@ -215,9 +216,12 @@ def health_status_number(status: HealthStatus) -> pb.HealthStatus.ValueType:
 
 
 def statistics_message(
-    statistics: CacheStatistics, stats_subscribers: int, watch_subscribers: int
+    statistics: CacheStatistics,
+    stats_subscribers: int,
+    watch_subscribers: int,
+    pool: pb.PoolStatistics | None = None,
 ) -> pb.CacheStatistics:
-    """One snapshot of the cache's statistics, and how many streams are open."""
+    """One snapshot of the cache's statistics and the pool's, and how many streams are open."""
     message = pb.CacheStatistics(
         tiers=[
             _tier_message(pb.TIER_L1, statistics.l1_stats),
@@ -233,6 +237,7 @@ def statistics_message(
         removals=statistics.removals,
         stats_subscribers=stats_subscribers,
         watch_subscribers=watch_subscribers,
+        pool=pool,
     )
     fill_timestamp(message.observed_at, statistics.observed_at_us)
     fill_timestamp(message.started_at, statistics.started_at_us)
@@ -254,12 +259,13 @@ def _tier_message(tier: pb.Tier.ValueType, statistics: TierStatistics) -> pb.Tie
         evictions_health=statistics.evictions_health,
         evictions_corruption=statistics.evictions_corruption,
         errors=statistics.errors,
-        read_latency=_latency_message(statistics.read_latency),
-        write_latency=_latency_message(statistics.write_latency),
+        read_latency=latency_message(statistics.read_latency),
+        write_latency=latency_message(statistics.write_latency),
     )
 
 
-def _latency_message(latency: LatencySummary) -> pb.LatencySummary:
+def latency_message(latency: LatencySummary) -> pb.LatencySummary:
+    """Latencies of the last minute."""
     return pb.LatencySummary(
         p50=_duration_message(latency.p50_us),
         p99=_duration_message(latency.p99_us),

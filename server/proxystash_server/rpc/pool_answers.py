@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
 
+from proxystash.v1 import cache_service_pb2
 from proxystash.v1 import pool_service_pb2 as pb
 from proxystash_server.pool.requests import (
     Answer,
     Granted,
     HealthEffect,
     Lease,
+    PoolStatistics,
     ProxyHealth,
     StandingSnapshot,
     TargetSummary,
 )
 from proxystash_server.rpc import encoding
-from proxystash_server.rpc.convert import fill_timestamp, health_status_number
+from proxystash_server.rpc.convert import fill_timestamp, health_status_number, latency_message
 
 # Makes microseconds since the epoch of a steady time.
 ToWall = Callable[[float], int]
@@ -121,6 +124,12 @@ def target_messages(targets: Iterable[TargetSummary], to_wall: ToWall) -> list[p
             fill_timestamp(message.last_result, to_wall(target.last_result))
         messages.append(message)
     return messages
+
+
+def statistics_message(statistics: PoolStatistics) -> cache_service_pb2.PoolStatistics:
+    """One snapshot of what the pool does."""
+    values = asdict(statistics) | {"acquire_latency": latency_message(statistics.acquire_latency)}
+    return cache_service_pb2.PoolStatistics(**values)
 
 
 def fill_duration(message: Duration, seconds: float) -> None:

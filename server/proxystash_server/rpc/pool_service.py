@@ -10,6 +10,7 @@ import structlog
 
 from proxystash.v1 import pool_service_pb2 as pb
 from proxystash.v1 import pool_service_pb2_grpc as pb_grpc
+from proxystash.v1.cache_service_pb2 import PoolStatistics
 from proxystash_server.cache import InvalidEntryError
 from proxystash_server.pool import requests as limits
 from proxystash_server.pool.pool import Pool
@@ -61,6 +62,10 @@ class PoolService(pb_grpc.PoolServiceServicer):
             response_serializer=pb.AcquireResponse.SerializeToString,
         )
         server.add_registered_method_handlers(POOL_SERVICE_NAME, {"Acquire": acquire})
+
+    def statistics(self) -> PoolStatistics:
+        """A snapshot for CacheService."""
+        return pool_answers.statistics_message(self._pool.statistics())
 
     def drain(self, failure: Failure) -> None:
         """End the calls that wait, and have none wait from now on."""

@@ -84,6 +84,7 @@ class RpcServer:
             max_subscribers=max_stats_streams,
             max_watchers=max_watch_streams,
             watch_history=watch_history,
+            pool_statistics=None if pool is None else pool.statistics,
         )
         self._reflection = ReflectionSessions((*services, health.SERVICE_NAME))
         self._workers = WorkerPool(threads, "rpc")

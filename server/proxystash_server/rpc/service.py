@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import grpc
@@ -71,8 +71,10 @@ class CacheService(pb_grpc.CacheServiceServicer):
         max_subscribers: int,
         max_watchers: int,
         watch_history: int,
+        pool_statistics: Callable[[], pb.PoolStatistics] | None = None,
     ) -> None:
         self._engine = engine
+        self._pool_statistics = pool_statistics
         self.watch_hub = WatchHub(engine, sender, max_watchers=max_watchers, history_size=watch_history)
         self.stats_hub = StatsHub(self._snapshot, sender, max_subscribers=max_subscribers)
 
@@ -249,7 +251,10 @@ class CacheService(pb_grpc.CacheServiceServicer):
         self.watch_hub.watch(read_request(request), StreamCall(context))
 
     def _snapshot(self, subscribers: int) -> pb.CacheStatistics:
-        return convert.statistics_message(self._engine.get_statistics(), subscribers, self.watch_hub.watchers)
+        pool = None if self._pool_statistics is None else self._pool_statistics()
+        return convert.statistics_message(
+            self._engine.get_statistics(), subscribers, self.watch_hub.watchers, pool
+        )
 
 
 def _put_result(stored: Stored | CacheError) -> bytes | Failure:

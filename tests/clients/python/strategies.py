@@ -56,6 +56,7 @@ def entries(draw: st.DrawFn) -> CacheEntry:
         access_count=draw(st.integers(0, 2**63 - 1)),
         health_status=draw(st.sampled_from(HealthStatus)),
         failure_count=draw(counts),
+        max_leases=draw(counts),
         health_monitoring=draw(st.none() | monitoring),
         labels=draw(st.dictionaries(texts, texts, max_size=4)),
     )

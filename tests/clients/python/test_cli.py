@@ -606,6 +606,9 @@ def test_statistics_for_scripts_and_for_people(run: Commands, client: Client) ->
     rows = {line[:17].strip(): line[17:].split() for line in table.splitlines()}
     assert rows["entries"] == ["3", "3", "3", "3"]
     assert rows["state"] == ["active", "active", "active"]
+    assert record["pool"].keys() >= {"ready", "leases", "acquire_latency", "loading", "journal_degraded"}
+    assert rows["pool: leases"] == ["0"]
+    assert len(rows["pool: acquire max"]) == 2
 
 
 def test_watch_stats_writes_one_object_on_a_line(run: Commands) -> None:

@@ -59,6 +59,7 @@ def test_what_is_put_is_got_back_with_everything_that_was_said(client: AnyClient
             total_health_check_failures=5,
         ),
         labels={"country": "DE", "größe": "ß"},
+        max_leases=100,
     )
 
     stored = client.put(entry)
@@ -79,7 +80,9 @@ def test_what_is_put_is_got_back_with_everything_that_was_said(client: AnyClient
         expires_at=expires_at,
         access_count=1,
         last_accessed=hit.entry.last_accessed,
+        version=hit.entry.version,
     )
+    assert hit.entry.version > 0
     assert SECRET not in repr(hit)
 
 

@@ -60,6 +60,7 @@ def test_a_naive_time_is_utc() -> None:
         ("health_status", "fine", "INVALID_HEALTH_STATUS"),
         ("failure_count", 2**31, "INVALID_FAILURE_COUNT"),
         ("failure_count", "1", "INVALID_FAILURE_COUNT"),
+        ("max_leases", 2**31, "INVALID_MAX_LEASES"),
         ("labels", {"a": 1}, "INVALID_LABELS"),
         ("labels", ["a"], "INVALID_LABELS"),
         ("health_monitoring", HealthMonitoring(recovery_attempt=2**40), "INVALID_HEALTH_MONITORING"),

@@ -7,8 +7,10 @@ import sqlite3
 import zlib
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from proxystash_server.cache.tiers.jsonl.line import encode_body, finish_line
+from proxystash_server.cache.tiers.sqlite.record import COLUMNS
 
 # As the releases that wrote format 1 had it.
 FORMAT_1 = """
@@ -50,6 +52,21 @@ FORMAT_2 = (
     )
     .replace("user_version = 1", "user_version = 2")
 )
+FORMAT_3 = (
+    FORMAT_2.replace(
+        "CREATE TABLE backlog (key TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID;\n", ""
+    )
+    .replace("CREATE INDEX entries_by_lru ON entries (recency);\n", "")
+    .replace("user_version = 2", "user_version = 3")
+)
+# Of a row, up to format 3.
+COLUMNS_OF_FORMAT_3 = ", ".join(name for name in COLUMNS.split(", ") if name != "max_leases")
+
+
+def row_of_format_3(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What `write_row` made, as a release that had no max_leases wrote it."""
+    place = COLUMNS.split(", ").index("max_leases")
+    return (*row[:place], *row[place + 1 :])
 
 
 def turn_into_format_1(path: Path) -> None:
@@ -60,8 +77,9 @@ def turn_into_format_1(path: Path) -> None:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.executescript(FORMAT_1)
         connection.execute("ATTACH ? AS newer", (str(newer),))
-        for table in ("entries", "set_aside"):
-            connection.execute(f"INSERT INTO main.{table} SELECT * FROM newer.{table}")
+        columns = f"id, {COLUMNS_OF_FORMAT_3}, scheme, recency"
+        connection.execute(f"INSERT INTO main.entries ({columns}) SELECT {columns} FROM newer.entries")
+        connection.execute("INSERT INTO main.set_aside SELECT * FROM newer.set_aside")
         connection.execute("INSERT INTO main.meta VALUES ('partner_id', '')")
         connection.execute(
             "REPLACE INTO main.meta "

@@ -88,6 +88,7 @@ def stored(
     evicted_from_l1: bool = False,
     health_monitoring: HealthMonitoring | None = None,
     labels: Mapping[str, str] | None = None,
+    max_leases: int = 0,
 ) -> CacheEntry:
     """An entry as the manager hands it to a tier: valid, and numbered by the write that stores it."""
     entry = make_entry(
@@ -105,6 +106,7 @@ def stored(
         evicted_from_l1=evicted_from_l1,
         health_monitoring=health_monitoring,
         labels=labels or {},
+        max_leases=max_leases,
     )
     return stamped(entry, key, version, failure_count, None)
 

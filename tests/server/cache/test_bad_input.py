@@ -129,6 +129,12 @@ LIMITS: dict[str, tuple[str, str, list[dict[str, Any]], list[dict[str, Any]]]] =
         [{"failure_count": 0}, {"failure_count": 2**31 - 1}],
         [{"failure_count": -1}, {"failure_count": 2**31}],
     ),
+    "max_leases": (
+        "max_leases",
+        "INVALID_MAX_LEASES",
+        [{"max_leases": 0}, {"max_leases": 2**31 - 1}],
+        [{"max_leases": -1}, {"max_leases": 2**31}],
+    ),
     "labels": (
         "labels",
         "INVALID_LABELS",

@@ -288,7 +288,7 @@ def entries() -> list[CacheEntry]:
 @pytest.mark.parametrize("entry", entries())
 def test_what_is_dumped_makes_an_equal_entry(entry: CacheEntry) -> None:
     dumped = entry.model_dump()
-    assert dumped.keys() == OF_PROXYWHIRL | {"labels"}
+    assert dumped.keys() == OF_PROXYWHIRL | {"labels", "max_leases"}
     assert all(dumped[name] == getattr(entry, name) for name in dumped)
     assert CacheEntry.model_validate(dumped) == entry
     assert CacheEntry.model_validate(entry) is entry

@@ -9,6 +9,7 @@ import json
 import sqlite3
 from contextlib import closing
 from typing import Any
+from zlib import crc32
 
 import pytest
 from pydantic import SecretStr
@@ -43,7 +44,7 @@ MONITORING = (
 USE = ("access_count", "last_accessed", "evicted_from_l1")
 
 
-def _full() -> CacheEntry:
+def _full(max_leases: int = 0) -> CacheEntry:
     entry = CacheEntry(
         key="key-1",
         proxy_url="socks5h://gateway.example:1080",
@@ -63,6 +64,7 @@ def _full() -> CacheEntry:
             total_health_checks=2**40,
         ),
         labels={"country": "DE", "ü": '\\ "'},
+        max_leases=max_leases,
     )
     return stamped(entry, "key-1", version=17, failure_count=2, sealed=TOKEN.encode())
 
@@ -79,12 +81,12 @@ STORED = [
             f'{{"op":"put","key":"key-1","proxy_url":"socks5h://gateway.example:1080","sealed":"{TOKEN}",'
             '"source":"shop","fetch_time":1767323045678901,"expires_at":1767323135678901,'
             f'"health_status":"degraded","failure_count":2,"health_monitoring":{MONITORING},'
-            '"labels":{"country":"DE","ü":"\\\\ \\""},"version":17,'
+            '"labels":{"country":"DE","ü":"\\\\ \\""},"version":17,"max_leases":0,'
             '"access_count":7,"last_accessed":1767323046678901,"evicted_from_l1":true'
         ),
         (
             *("key-1", "socks5h://gateway.example:1080", TOKEN, "shop", 1767323045678901, 1767323135678901),
-            *("degraded", 2, MONITORING, '{"country":"DE","ü":"\\\\ \\""}', 17, 2401965577),
+            *("degraded", 2, MONITORING, '{"country":"DE","ü":"\\\\ \\""}', 17, 0, 2401965577),
             *(7, 1767323046678901, 1, "socks5h", 5),
         ),
         id="full",
@@ -94,12 +96,12 @@ STORED = [
         (
             '{"op":"put","key":"key-2","proxy_url":"http://192.0.2.1:80","sealed":null,"source":"",'
             '"fetch_time":1767323045678901,"expires_at":1767323105678901,"health_status":"unknown",'
-            '"failure_count":0,"health_monitoring":null,"labels":{},"version":18,"access_count":0,'
-            '"last_accessed":1767323045678901,"evicted_from_l1":false'
+            '"failure_count":0,"health_monitoring":null,"labels":{},"version":18,"max_leases":0,'
+            '"access_count":0,"last_accessed":1767323045678901,"evicted_from_l1":false'
         ),
         (
             *("key-2", "http://192.0.2.1:80", None, "", 1767323045678901, 1767323105678901),
-            *("unknown", 0, None, None, 18, 2833410556),
+            *("unknown", 0, None, None, 18, 0, 2833410556),
             *(0, 1767323045678901, 0, "http", 5),
         ),
         id="bare",
@@ -144,6 +146,32 @@ def test_a_line_that_was_written_without_a_field_has_its_default(monkeypatch: py
     assert anew.content_of_json(record, ENCRYPTOR).source == "not told"
 
 
+@pytest.mark.parametrize(("entry", "line", "row"), STORED)
+def test_what_was_stored_without_a_number_of_leases_is_read(
+    entry: CacheEntry, line: str, row: tuple[object, ...]
+) -> None:
+    """In a row, an upgrade gives it the default, and changes no checksum."""
+    earlier = line.replace(',"max_leases":0', "")
+    record = json.loads(f"{earlier}}}")
+    assert "max_leases" not in record
+    use = (entry.access_count, entry.last_accessed_us, entry.evicted_from_l1)
+    assert _everything(entry_of(record, ENCRYPTOR, *use)) == _everything(entry)
+    assert crc32(repr(row[: CONTENT_LENGTH - 1]).encode()) == row[CONTENT_LENGTH]
+
+
+def test_a_number_of_leases_is_stored_and_cannot_be_changed_unnoticed() -> None:
+    entry = _full(max_leases=5)
+    row = write_row(entry, ENCRYPTOR, 5)
+    place = COLUMNS.split(", ").index("max_leases")
+    assert _everything(read_row(row, ENCRYPTOR)) == _everything(entry)
+    for damaged in ((*row[:place], 0, *row[place + 1 :]), (*row[:place], 6, *row[place + 1 :])):
+        with pytest.raises(plain.CorruptRecordError):
+            read_row(damaged, ENCRYPTOR)
+    bare = write_row(_bare(), ENCRYPTOR, 5)
+    with pytest.raises(plain.CorruptRecordError):
+        read_row((*bare[:place], 1, *bare[place + 1 :]), ENCRYPTOR)
+
+
 def test_a_copy_has_every_field_but_what_was_serialized() -> None:
     entry = _full()
     entry.content.encoded = b"serialized"
@@ -163,8 +191,9 @@ PUBLIC = {public_name(name) for name in PUBLIC_FIELDS}
 
 
 def test_the_contract_the_client_and_the_cache_have_the_same_fields() -> None:
-    assert set(pb.CacheEntry.DESCRIPTOR.fields_by_name) == {*PUBLIC, *USE, "ttl"}
-    assert {field.name for field in dataclasses.fields(models.CacheEntry)} == {*PUBLIC, *USE, "ttl"}
+    told = {*PUBLIC, *USE, "ttl", "version"}
+    assert set(pb.CacheEntry.DESCRIPTOR.fields_by_name) == told
+    assert {field.name for field in dataclasses.fields(models.CacheEntry)} == told
 
 
 def test_every_field_can_be_given_to_what_makes_an_entry() -> None:

@@ -90,6 +90,7 @@ def test_what_a_merge_does_not_name_stays_and_the_proxy_lives_on(stash: Stash) -
         ({"ttl_us"}, {"ttl_us": 60 * SECOND_US}, {"ttl_us": 60 * SECOND_US}),
         ({"health_status"}, {"health_status": HealthStatus.DEAD}, {"health_status": HealthStatus.DEAD}),
         ({"failure_count"}, {"failure_count": 2}, {"failure_count": 2}),
+        ({"max_leases"}, {"max_leases": 2}, {"max_leases": 2}),
     ],
 )
 def test_what_a_merge_names_is_taken(
@@ -98,7 +99,7 @@ def test_what_a_merge_names_is_taken(
     manager = stash.open()
     before = rich(manager)
     merged = store(manager, merge_seen(names), key="a", **fields).entry
-    for name in ("source", "ttl_us", "health_status", "failure_count", "labels"):
+    for name in ("source", "ttl_us", "health_status", "failure_count", "labels", "max_leases"):
         assert getattr(merged, name) == expected.get(name, getattr(before, name)), name
 
 

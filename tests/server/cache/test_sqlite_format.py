@@ -23,8 +23,14 @@ from proxystash_server.cache import (
 )
 from proxystash_server.cache.errors import TierError, TierLostError
 from proxystash_server.cache.tiers.sqlite import format as sqlite_format
-from proxystash_server.cache.tiers.sqlite.record import COLUMNS, write_row
-from tests.server.cache.format_1 import FORMAT_1, FORMAT_2
+from proxystash_server.cache.tiers.sqlite.record import write_row
+from tests.server.cache.format_1 import (
+    COLUMNS_OF_FORMAT_3,
+    FORMAT_1,
+    FORMAT_2,
+    FORMAT_3,
+    row_of_format_3,
+)
 from tests.server.cache.invariants import check_tier
 from tests.server.cache.store_contract import ENCRYPTOR
 from tests.server.cache.support import PASSWORD, START_US, USERNAME, bounded, keys_of, page, stored
@@ -88,11 +94,12 @@ def write_format_1(path: Path, schema: str = FORMAT_1) -> None:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.executescript(schema)
         connection.execute("BEGIN")
-        marks = ", ".join("?" * (len(COLUMNS.split(",")) + 3))
+        columns = f"id, {COLUMNS_OF_FORMAT_3}, scheme, recency"
+        marks = ", ".join("?" * len(columns.split(",")))
         connection.executemany(
-            f"INSERT INTO entries (id, {COLUMNS}, scheme, recency) VALUES ({marks})",
+            f"INSERT INTO entries ({columns}) VALUES ({marks})",
             [
-                (2 * number + 1, *write_row(entry, ENCRYPTOR, 1000 - number))
+                (2 * number + 1, *row_of_format_3(write_row(entry, ENCRYPTOR, 1000 - number)))
                 for number, entry in enumerate(ENTRIES.values())
             ],
         )
@@ -107,7 +114,13 @@ def write_format_1(path: Path, schema: str = FORMAT_1) -> None:
                 ("key_check", ENCRYPTOR.make_check()),
             ],
         )
-        connection.execute("INSERT INTO backlog VALUES ('gone', 4999)")
+        if schema is FORMAT_3:
+            connection.execute("UPDATE meta SET name = replace(name, 'store_id', 'id')")
+            connection.execute("UPDATE meta SET name = replace(name, 'partner_id', 'partner')")
+            connection.execute("DELETE FROM meta WHERE name = 'session'")
+            connection.execute("INSERT INTO meta VALUES ('inherited', '{\"gone\":4999}')")
+        else:
+            connection.execute("INSERT INTO backlog VALUES ('gone', 4999)")
         if schema is FORMAT_2:
             connection.execute("INSERT INTO meta VALUES ('announced', '{\"on its way\":5000}')")
         connection.execute("INSERT INTO set_aside VALUES (3, 17, 'a reason', 'a key', 'a record')")
@@ -186,6 +199,42 @@ def test_a_store_of_format_2_is_upgraded_with_all_that_it_has(path: Path, open_t
     check_upgraded(tier)
     # What the commit of a change announced to the other tier counts as missed by it.
     assert json.loads(str(tier.notes["inherited"])) == {"gone": 4999, "on its way": 5000}
+
+
+def test_a_store_of_format_3_is_upgraded_without_a_row_being_written(
+    path: Path, open_tier: OpenTier, tmp_path: Path, corruptions: list[str]
+) -> None:
+    """And what is new can be stored in it."""
+    write_format_1(path, FORMAT_3)
+    rows = "SELECT * FROM entries"
+    before = query(path, rows)
+    check_upgraded(open_tier())
+    assert query(path, rows) == [(*row, 0) for row in before]
+    open_tier(at=tmp_path / "new.db")
+    assert schema_of(path) == schema_of(tmp_path / "new.db")
+    tier = open_tier()
+    put(tier, stored("key-07", version=6000, max_leases=5))
+    found = tier.get("key-07")
+    assert found is not None
+    assert found.max_leases == 5
+    assert corruptions == []
+
+
+def test_an_upgrade_of_format_3_that_fails_leaves_the_store_as_it_was(
+    path: Path, open_tier: OpenTier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_format_1(path, FORMAT_3)
+    before = schema_of(path)
+    steps = sqlite_format._FROM_FORMAT_3
+    for failing in (("SELECT no_such_function()", *steps), (*steps, "SELECT no_such_function()")):
+        with monkeypatch.context() as patch:
+            patch.setattr(sqlite_format, "_FROM_FORMAT_3", failing)
+            with pytest.raises(TierError):
+                open_tier()
+        assert schema_of(path) == before
+        assert query(path, "PRAGMA user_version") == [(3,)]
+    killed_after("_FROM_FORMAT_3", ("PRAGMA cache_size = 2", *steps, "SELECT die()"), open_tier, monkeypatch)
+    check_upgraded(open_tier())
 
 
 @pytest.mark.parametrize("place", range(len(sqlite_format._FROM_FORMAT_2) + 1))

@@ -61,6 +61,7 @@ def everything_set(key: str = "full", *, version: int = 1) -> CacheEntry:
         evicted_from_l1=True,
         health_monitoring=MONITORING,
         labels={"country": "DE", "a\"b'c": "ü\\n%", "$.x": ""},
+        max_leases=9,
     )
 
 

@@ -48,7 +48,8 @@ def set_column(column: str, value: object, key: str = VICTIM) -> Callable[[Path]
 def repeat_row(path: Path) -> None:
     """Give a key a second row, of an earlier write."""
     [row] = sql(path, f"SELECT {COLUMNS} FROM entries WHERE key = ?", VICTIM)
-    content = (*row[:3], "earlier", *row[4 : CONTENT_LENGTH - 1], row[CONTENT_LENGTH - 1] - 1)
+    stored = dict(zip(COLUMNS.split(", ")[:CONTENT_LENGTH], row, strict=False))
+    content = tuple((stored | {"source": "earlier", "version": stored["version"] - 1}).values())
     marks = ", ".join("?" * len(row))
     sql(
         path,

@@ -58,6 +58,52 @@ def test_a_request_may_lower_the_limit_and_not_raise_it(tmp_path: Path) -> None:
     fleet.close()
 
 
+def test_an_entry_may_say_how_many_leases_of_it_there_may_be(fleet: Fleet) -> None:
+    entry = fleet.put(1, max_leases=3)
+    other = fleet.put(2)
+    keys = [lease.key for _ in range(9) for lease in fleet.acquire()]
+    assert sorted(keys) == sorted([entry.key] * 3 + [other.key])
+    health = fleet.pool.health_of(entry.key)
+    assert health is not None
+    assert (health.leases, health.max_leases) == (3, 3)
+    assert fleet.answer(max_leases=2).shortage is Shortage.LEASED_OUT
+
+
+def test_a_put_raises_the_limit_for_who_waits_and_lowers_it_for_who_comes(fleet: Fleet) -> None:
+    fleet.put(1, max_leases=1)
+    [first] = fleet.acquire()
+    waiting = fleet.wait()
+    fleet.put(1, max_leases=2)
+    fleet.pool.run_due()
+    [second] = waiting.leases
+    fleet.put(1)
+    assert fleet.pool.renew([first.id, second.id], 60.0) == [fleet.time.steady + 60.0] * 2
+    fleet.pool.release([Release(first.id)])
+    assert fleet.acquire() == []
+    fleet.pool.release([Release(second.id)])
+    assert len(fleet.acquire(count=2)) == 1
+
+
+def test_a_put_that_lowers_the_limit_offers_the_proxy_to_nobody(fleet: Fleet) -> None:
+    """Also where the same put makes it one that somebody waits for."""
+    fleet.put(1, max_leases=2)
+    fleet.acquire()
+    waiting = fleet.wait(wanted=EntryFilter(source="list"))
+    fleet.put(1, max_leases=1, source="list")
+    fleet.pool.run_due()
+    assert waiting.waits
+
+
+def test_the_limit_of_an_entry_holds_after_a_restart_and_not_for_the_next_in_its_slot(fleet: Fleet) -> None:
+    entry = fleet.put(1, max_leases=2)
+    fleet.acquire()
+    fleet.crash()
+    assert [lease.key for _ in range(3) for lease in fleet.acquire()] == [entry.key]
+    fleet.manager.delete(entry.key)
+    fleet.put(2)
+    assert [len(fleet.acquire()) for _ in range(2)] == [1, 0]
+
+
 def test_several_are_all_different_and_a_shortage_says_why_there_are_not_more(fleet: Fleet) -> None:
     for number in range(5):
         fleet.put(number)
@@ -325,6 +371,20 @@ def test_what_was_lent_after_an_expiry_is_held_alone_after_a_kill(fleet: Fleet) 
     assert pool.renew([first.id], 60.0) == [None]
 
 
+def test_how_long_calls_took_does_not_count_their_waiting(fleet: Fleet) -> None:
+    assert fleet.pool.statistics().acquire_latency.max_us == 0
+    fleet.put(1)
+    [lease] = fleet.acquire()
+    alone = fleet.pool.statistics().acquire_latency.max_us
+    assert alone > 0
+    waiting = fleet.wait()
+    threading.Event().wait(0.3)
+    fleet.pool.release([Release(lease.id)])
+    fleet.pool.run_due()
+    assert waiting.leases
+    assert fleet.pool.statistics().acquire_latency.max_us < 300_000
+
+
 def test_leases_of_entries_that_have_gone_meanwhile_end_when_all_is_loaded(fleet: Fleet) -> None:
     entry = fleet.put(1)
     fleet.acquire()
@@ -343,10 +403,10 @@ def test_a_full_disk_has_leases_held_in_memory(fleet: Fleet, monkeypatch: pytest
 
         context.setattr(LogFile, "append", full)
         [lease] = fleet.acquire()
-    assert fleet.pool.statistics().is_journal_degraded
+    assert fleet.pool.statistics().journal_degraded
     assert fleet.pool.renew([lease.id], 60.0) != [None]
     fleet.pool.maintain()
-    assert not fleet.pool.statistics().is_journal_degraded
+    assert not fleet.pool.statistics().journal_degraded
     assert [one.id for one in fleet.crash().leases(0, 10)[0]] == [lease.id]
 
 

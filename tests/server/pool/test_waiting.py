@@ -230,7 +230,7 @@ def test_a_thousand_calls_wait_without_a_thread_and_all_are_served(tmp_path: Pat
     config = CacheConfig(l2_cache_dir=tmp_path / "l2", l3_database_path=tmp_path / "l3" / "proxystash.db")
     with CacheManager(config, background=False) as manager, Pool(manager, tmp_path / "pool") as pool:
         manager.put_many([manager.new_entry(f"http://192.0.2.{number}:80") for number in range(20)])
-        _wait_until(lambda: not pool.statistics().is_loading)
+        _wait_until(lambda: not pool.statistics().loading)
         before = threading.active_count()
         calls = [Waiting(pool, AcquireRequest(wait=60.0)) for _ in range(1000)]
         assert threading.active_count() == before

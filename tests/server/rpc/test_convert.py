@@ -42,6 +42,7 @@ def full_message() -> pb.CacheEntry:
             total_health_check_failures=5,
         ),
         labels={"country": "DE", "rack": ""},
+        max_leases=100,
     )
 
 
@@ -73,6 +74,7 @@ def test_what_only_the_server_sets_is_ignored_in_what_a_client_says(manager: Cac
     message = full_message()
     message.access_count = 99
     message.evicted_from_l1 = True
+    message.version = 17
     message.expires_at.seconds = 1
     message.last_accessed.seconds = 1
     assert convert.read_entry(manager, message) == convert.read_entry(manager, full_message())
@@ -171,6 +173,7 @@ def test_a_snapshot_keeps_every_count() -> None:
         removals=8,
     )
     message = convert.statistics_message(statistics, stats_subscribers=9, watch_subscribers=10)
+    assert not message.HasField("pool")
     assert message.observed_at.ToMicroseconds() == statistics.observed_at_us
     assert message.started_at.ToMicroseconds() == statistics.started_at_us
     assert (message.hits, message.misses, message.hit_rate, message.entries) == (3, 1, 0.75, 5)

@@ -103,6 +103,7 @@ BAD_ENTRIES = [
     bad("health_status unknown", "health_status", "INVALID_HEALTH_STATUS", health_status=6),
     bad("health_status negative", "health_status", "INVALID_HEALTH_STATUS", health_status=-1),
     bad("failure_count negative", "failure_count", "INVALID_FAILURE_COUNT", failure_count=-1),
+    bad("max_leases negative", "max_leases", "INVALID_MAX_LEASES", max_leases=-1),
     bad("33 labels", "labels", "INVALID_LABELS", labels={str(number): "" for number in range(33)}),
     bad("label without a name", "labels", "INVALID_LABELS", labels={"": "x"}),
     bad("label name of 65 characters", "labels", "INVALID_LABELS", labels={"n" * 65: "x"}),

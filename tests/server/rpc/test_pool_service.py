@@ -32,7 +32,7 @@ _SERVICE = pb.DESCRIPTOR.services_by_name["PoolService"]
 @pytest.fixture
 def pool(manager: CacheManager, tmp_path: Path) -> Iterator[Pool]:
     with Pool(manager, tmp_path / "pool", labels=frozenset({"country"})) as pool:
-        wait_until(lambda: not pool.statistics().is_loading)
+        wait_until(lambda: not pool.statistics().loading)
         yield pool
 
 
@@ -53,6 +53,11 @@ def server(manager: CacheManager, pool: Pool) -> Iterator[RpcServer]:
         yield server
     finally:
         server.close()
+
+
+@pytest.fixture
+def cache_stub(channel: grpc.Channel) -> cache_pb_grpc.CacheServiceStub:
+    return cache_pb_grpc.CacheServiceStub(channel)
 
 
 @pytest.fixture
@@ -77,6 +82,46 @@ def call(stub: pb_grpc.PoolServiceStub, method: str, **request: Any) -> Any:
     """Call a method with a request as JSON has it."""
     kind = message_factory.GetMessageClass(_SERVICE.methods_by_name[method].input_type)
     return getattr(stub, method)(json_format.ParseDict(request, kind()), timeout=DEADLINE)
+
+
+def test_an_entry_of_a_message_says_how_many_leases_of_it_there_may_be(
+    stub: pb_grpc.PoolServiceStub, cache_stub: cache_pb_grpc.CacheServiceStub
+) -> None:
+    entry = cache_pb.CacheEntry(proxy_url="http://192.0.2.1:80", max_leases=2)
+    key = cache_stub.Put(cache_pb.PutRequest(entry=entry), timeout=DEADLINE).key
+    leases = [lease for _ in range(3) for lease in call(stub, "Acquire").leases]
+    assert [(lease.key, lease.entry.max_leases) for lease in leases] == [(key, 2)] * 2
+    update = cache_pb.PutRequest(entry=cache_pb.CacheEntry(key=key, max_leases=3))
+    update.update_mask.paths.append("max_leases")
+    cache_stub.Put(update, timeout=DEADLINE)
+    assert len(call(stub, "Acquire").leases) == 1
+    assert call(stub, "GetProxyHealth", key=key).health.max_leases == 3
+
+
+def test_statistics_tell_what_the_pool_holds_and_has_done(
+    stub: pb_grpc.PoolServiceStub, cache_stub: cache_pb_grpc.CacheServiceStub, manager: CacheManager
+) -> None:
+    for number in range(1, 4):
+        put(manager, number)
+    call(stub, "Acquire", session={"id": "account"})
+    [gone] = call(stub, "Acquire", target="shop.example").leases
+    call(stub, "Acquire", filter={"source": "nowhere"})
+    results = [{"lease_id": gone.lease_id, "result": {"outcome": outcome}} for outcome in
+               ("OUTCOME_SUCCESS", "OUTCOME_CONNECT_ERROR")]  # fmt: skip
+    call(stub, "ReportResults", reports=results)
+    call(stub, "Release", releases=[{"lease_id": gone.lease_id}])
+
+    pool = cache_stub.GetStats(cache_pb.GetStatsRequest(), timeout=DEADLINE).statistics.pool
+    assert (pool.leases, pool.sessions, pool.waiting) == (1, 1, 0)
+    assert (pool.ready, pool.leased_out, pool.resting) == (1, 1, 1)
+    assert (pool.granted, pool.released, pool.expired, pool.shortages) == (2, 1, 0, 1)
+    assert (pool.results, pool.successes) == (2, 1)
+    assert pool.acquire_latency.max.ToNanoseconds() >= pool.acquire_latency.p50.ToNanoseconds() > 0
+    assert not pool.loading
+    assert not pool.journal_degraded
+    stream = cache_stub.StreamStats(cache_pb.StreamStatsRequest(), timeout=DEADLINE)
+    assert next(stream).statistics.pool == pool
+    stream.cancel()
 
 
 def test_a_proxy_is_lent_renewed_and_given_back(stub: pb_grpc.PoolServiceStub, manager: CacheManager) -> None:

@@ -102,6 +102,20 @@ def test_a_watch_says_at_once_where_it_begins(watch: Watch) -> None:
     assert not first.changes
 
 
+def test_what_is_told_and_what_is_read_are_numbered_alike(
+    manager: CacheManager, watch: Watch, stub: pb_grpc.CacheServiceStub
+) -> None:
+    """So that whoever fills a copy from both knows which is the later. A use is no new version."""
+    reader = watch(include_entries=True)
+    put(manager, "a", source="first")
+    put(manager, "a", source="second")
+    first, second = reader.changes(2)
+    assert 0 < first.version == first.entry.version < second.version == second.entry.version
+    request = pb.GetRequest(key="a")
+    versions = {stub.Get(request, timeout=DEADLINE).entry.version for _ in range(2)}
+    assert versions == {second.version}
+
+
 def test_every_kind_of_change_is_told_in_order_with_its_version(manager: CacheManager, watch: Watch) -> None:
     put(manager, "expired", ttl_us=1_000_000)
     reader = watch()

@@ -14,10 +14,15 @@ from rich.console import Console
 from rich.table import Table
 
 from proxystash.lists.writing import record_from_entry, whole_record
-from proxystash.models import Ban, CacheEntry, CacheStatistics, LatencySummary
+from proxystash.models import Ban, CacheEntry, CacheStatistics, LatencySummary, PoolStatistics
 from proxystash.times import time_text
 
 _WIDE = 1000
+# The pool's counts, as they are told.
+_POOL_COUNTS = (
+    "leases", "sessions", "waiting", "ready", "leased_out", "resting", "granted", "released", "expired",
+    "shortages", "results", "successes",
+)  # fmt: skip
 
 
 def print_json(record: Mapping[str, object], *, err: bool = False) -> None:
@@ -68,17 +73,18 @@ def short_duration(duration: timedelta) -> str:
 
 
 def entry_record(entry: CacheEntry, *, show_credentials: bool) -> dict[str, object]:
-    """An entry as JSON has it: every field of an exported line, and whether it has fallen out of memory."""
+    """An entry as JSON has it: every field of an exported line, and what only the server says."""
     record = whole_record(entry, include_credentials=show_credentials)
     if not show_credentials:
         del record["username"], record["password"]
-    return record | {"evicted_from_l1": entry.evicted_from_l1}
+    return record | {"evicted_from_l1": entry.evicted_from_l1, "version": entry.version}
 
 
 def print_entry(entry: CacheEntry, *, served_by: str, show_credentials: bool) -> None:
     """An entry for people, one field on a line."""
     record = record_from_entry(entry, include_credentials=show_credentials)
     record["evicted_from_l1"] = entry.evicted_from_l1
+    record["version"] = entry.version
     if not show_credentials and (entry.username or entry.password):
         record["credentials"] = "hidden; --show-credentials shows them"
     lines = [*_flatten(record | {"served_by": served_by})]
@@ -112,6 +118,7 @@ def statistics_record(statistics: CacheStatistics) -> dict[str, object]:
         "removals": statistics.removals,
         "stats_subscribers": statistics.stats_subscribers,
         "watch_subscribers": statistics.watch_subscribers,
+        "pool": None if statistics.pool is None else _pool_record(statistics.pool),
         "tiers": [
             {
                 "tier": tier.tier.value,
@@ -132,6 +139,15 @@ def statistics_record(statistics: CacheStatistics) -> dict[str, object]:
             }
             for tier in statistics.tiers
         ],
+    }
+
+
+def _pool_record(pool: PoolStatistics) -> dict[str, object]:
+    return {
+        **{name: getattr(pool, name) for name in _POOL_COUNTS},
+        "acquire_latency": _latency_record(pool.acquire_latency),
+        "loading": pool.loading,
+        "journal_degraded": pool.journal_degraded,
     }
 
 
@@ -169,9 +185,24 @@ def statistics_table(statistics: CacheStatistics) -> Table:
         ("stats subscribers", [""] * len(tiers), f"{statistics.stats_subscribers:,}"),
         ("watch subscribers", [""] * len(tiers), f"{statistics.watch_subscribers:,}"),
     ]
+    if statistics.pool is not None:
+        rows += _pool_rows(statistics.pool, [""] * len(tiers))
     for name, cells, total in rows:
         table.add_row(name, *cells, total)
     return table
+
+
+def _pool_rows(pool: PoolStatistics, no_cells: list[str]) -> list[tuple[str, list[str], str]]:
+    state = "loading" if pool.loading else "ready"
+    latency = pool.acquire_latency
+    return [
+        ("pool", no_cells, f"{state}, journal degraded" if pool.journal_degraded else state),
+        *((f"pool: {name.replace('_', ' ')}", no_cells, f"{getattr(pool, name):,}") for name in _POOL_COUNTS),
+        *(
+            (f"pool: acquire {name}", no_cells, _duration_text(getattr(latency, name)))
+            for name in ("p50", "p99", "max")
+        ),
+    ]
 
 
 def statistics_line(statistics: CacheStatistics) -> str:

@@ -310,6 +310,7 @@ _READ: Mapping[object, str] = {
     "ttl": "ttl",
     "expires_at": "expires_at",
     "evicted_from_l1": "False",
+    "version": "0",
     str: "fields.side_text({0!r}) or ''",
     str | None: "fields.side_text({0!r})",
     datetime | None: "fields.time({0!r})",

@@ -8,7 +8,7 @@ from dataclasses import fields
 from functools import lru_cache
 from typing import Final
 
-from proxystash.models import CacheEntry, HealthMonitoring
+from proxystash.models import NOT_IN_FILES, CacheEntry, HealthMonitoring
 from proxystash.proxies import SCHEMES
 
 
@@ -37,9 +37,7 @@ _WORDINGS: Final[Mapping[str, tuple[str, ...]]] = {
     # Objects that hold the country.
     "location": ("geolocation", "ip_data", "geo", "location"),
 }  # fmt: skip
-_OWN: Final = {item.name for model in (CacheEntry, HealthMonitoring) for item in fields(model)} - {
-    "evicted_from_l1"
-}
+_OWN: Final = {item.name for model in (CacheEntry, HealthMonitoring) for item in fields(model)} - NOT_IN_FILES
 # Columns of their own for each protocol; what each is called.
 _FLAGS: Final = {**{scheme: scheme for scheme in SCHEMES}, "ssl": "https", "socks": "socks"}
 

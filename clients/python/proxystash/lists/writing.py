@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from proxystash.compiled import compile_function, field_sources
 from proxystash.lists.outcomes import Record
-from proxystash.models import CacheEntry, HealthMonitoring, HealthStatus, Int32, Int64
+from proxystash.models import NOT_IN_FILES, CacheEntry, HealthMonitoring, HealthStatus, Int32, Int64
 from proxystash.proxies import ProxyAddress, cache_key, join_proxy_url, parse_proxy_url, redact
 from proxystash.times import time_text  # noqa: F401 -- the compiled writers call it
 
@@ -117,7 +117,7 @@ def _without_unset(record: Record) -> dict[str, object]:
 # What a value is in a record, by its field's name or else its type; None and an empty text are left out.
 _WRITE: Mapping[object, str] = {
     **dict.fromkeys((str, str | None, Int32, Int64), "model.{0}"),
-    "evicted_from_l1": "",
+    **dict.fromkeys(NOT_IN_FILES, ""),
     datetime | None: "time_text(model.{0})",
     timedelta | None: "_seconds(model.{0})",
     HealthStatus: "model.{0}.value",
@@ -142,7 +142,7 @@ _write_monitoring = _writer(HealthMonitoring, key=_is_always_set)
 _write_entry = _writer(CacheEntry)
 
 CSV_COLUMNS: Final = [
-    _NAMES.get(item.name, item.name) for item in fields(CacheEntry) if item.name != "evicted_from_l1"
+    _NAMES.get(item.name, item.name) for item in fields(CacheEntry) if item.name not in NOT_IN_FILES
 ]
 CSV_HEADER: Final = ",".join(CSV_COLUMNS)
 # A line for an entry in each format, and the line before the first.

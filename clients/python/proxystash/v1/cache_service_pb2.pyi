@@ -214,6 +214,8 @@ class CacheEntry(_message.Message):
     EVICTED_FROM_L1_FIELD_NUMBER: _builtins.int
     HEALTH_MONITORING_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    MAX_LEASES_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """Identity. Empty on Put: derived from proxy_url and username."""
     proxy_url: _builtins.str
@@ -231,6 +233,12 @@ class CacheEntry(_message.Message):
     """Failures since the last success."""
     evicted_from_l1: _builtins.bool
     """Whether the entry has fallen out of memory since it was last used. Set by the server."""
+    version: _builtins.int
+    """Numbers the change that stored this content: of two versions of a key, the greater is the later one. Uses do not
+    change it. Set by the server.
+    """
+    max_leases: _builtins.int
+    """How many leases of this proxy may be held at once, e.g. what its provider allows. 0: the server's setting."""
     @_builtins.property
     def fetch_time(self) -> _timestamp_pb2.Timestamp:
         """Unset on Put: now."""
@@ -271,10 +279,12 @@ class CacheEntry(_message.Message):
         evicted_from_l1: _builtins.bool = ...,
         health_monitoring: Global___HealthMonitoring | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        version: _builtins.int = ...,
+        max_leases: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "fetch_time", b"fetch_time", "health_monitoring", b"health_monitoring", "last_accessed", b"last_accessed", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_count", b"access_count", "evicted_from_l1", b"evicted_from_l1", "expires_at", b"expires_at", "failure_count", b"failure_count", "fetch_time", b"fetch_time", "health_monitoring", b"health_monitoring", "health_status", b"health_status", "key", b"key", "labels", b"labels", "last_accessed", b"last_accessed", "password", b"password", "proxy_url", b"proxy_url", "source", b"source", "ttl", b"ttl", "username", b"username"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_count", b"access_count", "evicted_from_l1", b"evicted_from_l1", "expires_at", b"expires_at", "failure_count", b"failure_count", "fetch_time", b"fetch_time", "health_monitoring", b"health_monitoring", "health_status", b"health_status", "key", b"key", "labels", b"labels", "last_accessed", b"last_accessed", "max_leases", b"max_leases", "password", b"password", "proxy_url", b"proxy_url", "source", b"source", "ttl", b"ttl", "username", b"username", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1065,6 +1075,7 @@ class CacheStatistics(_message.Message):
     REMOVALS_FIELD_NUMBER: _builtins.int
     STATS_SUBSCRIBERS_FIELD_NUMBER: _builtins.int
     WATCH_SUBSCRIBERS_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
     hits: _builtins.int
     """Lookups answered from any tier, and lookups that none could answer."""
     misses: _builtins.int
@@ -1088,6 +1099,10 @@ class CacheStatistics(_message.Message):
     def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___TierStatistics]:
         """In tier order, one for each tier."""
 
+    @_builtins.property
+    def pool(self) -> Global___PoolStatistics:
+        """Unset where the pool is switched off."""
+
     def __init__(
         self,
         *,
@@ -1103,14 +1118,88 @@ class CacheStatistics(_message.Message):
         removals: _builtins.int = ...,
         stats_subscribers: _builtins.int = ...,
         watch_subscribers: _builtins.int = ...,
+        pool: Global___PoolStatistics | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["observed_at", b"observed_at", "started_at", b"started_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["observed_at", b"observed_at", "pool", b"pool", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["demotions", b"demotions", "entries", b"entries", "hit_rate", b"hit_rate", "hits", b"hits", "misses", b"misses", "observed_at", b"observed_at", "promotions", b"promotions", "removals", b"removals", "started_at", b"started_at", "stats_subscribers", b"stats_subscribers", "tiers", b"tiers", "watch_subscribers", b"watch_subscribers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["demotions", b"demotions", "entries", b"entries", "hit_rate", b"hit_rate", "hits", b"hits", "misses", b"misses", "observed_at", b"observed_at", "pool", b"pool", "promotions", b"promotions", "removals", b"removals", "started_at", b"started_at", "stats_subscribers", b"stats_subscribers", "tiers", b"tiers", "watch_subscribers", b"watch_subscribers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CacheStatistics: _TypeAlias = CacheStatistics  # noqa: Y015
+
+@_typing.final
+class PoolStatistics(_message.Message):
+    """What PoolService does. The first six are as of now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASES_FIELD_NUMBER: _builtins.int
+    SESSIONS_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    READY_FIELD_NUMBER: _builtins.int
+    LEASED_OUT_FIELD_NUMBER: _builtins.int
+    RESTING_FIELD_NUMBER: _builtins.int
+    GRANTED_FIELD_NUMBER: _builtins.int
+    RELEASED_FIELD_NUMBER: _builtins.int
+    EXPIRED_FIELD_NUMBER: _builtins.int
+    SHORTAGES_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    SUCCESSES_FIELD_NUMBER: _builtins.int
+    ACQUIRE_LATENCY_FIELD_NUMBER: _builtins.int
+    LOADING_FIELD_NUMBER: _builtins.int
+    JOURNAL_DEGRADED_FIELD_NUMBER: _builtins.int
+    leases: _builtins.int
+    """Leases held, sessions that have a proxy, and Acquire calls that wait."""
+    sessions: _builtins.int
+    waiting: _builtins.int
+    ready: _builtins.int
+    """Entries that could be lent, that are lent to their limit, and that rest wherever they are wanted."""
+    leased_out: _builtins.int
+    resting: _builtins.int
+    granted: _builtins.int
+    """Leases granted, ended by Release, and ended by time."""
+    released: _builtins.int
+    expired: _builtins.int
+    shortages: _builtins.int
+    """Acquire calls that got nothing."""
+    results: _builtins.int
+    """Results taken in, and those of them that were successes."""
+    successes: _builtins.int
+    loading: _builtins.bool
+    """Whether entries are still being loaded, as after a start."""
+    journal_degraded: _builtins.bool
+    """Whether leases or what was learned are in memory alone, since a journal cannot be written."""
+    @_builtins.property
+    def acquire_latency(self) -> Global___LatencySummary:
+        """Latency of Acquire, without the time spent waiting for a proxy."""
+
+    def __init__(
+        self,
+        *,
+        leases: _builtins.int = ...,
+        sessions: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+        ready: _builtins.int = ...,
+        leased_out: _builtins.int = ...,
+        resting: _builtins.int = ...,
+        granted: _builtins.int = ...,
+        released: _builtins.int = ...,
+        expired: _builtins.int = ...,
+        shortages: _builtins.int = ...,
+        results: _builtins.int = ...,
+        successes: _builtins.int = ...,
+        acquire_latency: Global___LatencySummary | None = ...,
+        loading: _builtins.bool = ...,
+        journal_degraded: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acquire_latency", b"acquire_latency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acquire_latency", b"acquire_latency", "expired", b"expired", "granted", b"granted", "journal_degraded", b"journal_degraded", "leased_out", b"leased_out", "leases", b"leases", "loading", b"loading", "ready", b"ready", "released", b"released", "resting", b"resting", "results", b"results", "sessions", b"sessions", "shortages", b"shortages", "successes", b"successes", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PoolStatistics: _TypeAlias = PoolStatistics  # noqa: Y015
 
 @_typing.final
 class WatchRequest(_message.Message):

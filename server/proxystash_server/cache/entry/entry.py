@@ -32,6 +32,7 @@ from proxystash_server.cache.entry.limits import (
     check_failure_count,
     check_fetch_time,
     check_key,
+    check_max_leases,
     check_source,
     check_ttl,
     check_uses,
@@ -130,6 +131,7 @@ class CacheEntry(MutableEntry, Fields):
         evicted_from_l1: bool = False,
         health_monitoring: HealthMonitoring | None = None,
         labels: Mapping[str, str] | None = None,
+        max_leases: int = 0,
         **monitoring: Any,  # noqa: ANN401 -- each field of HealthMonitoring has a type of its own
     ) -> None:
         unknown = monitoring.keys() - _NO_MONITORING.keys()
@@ -162,6 +164,7 @@ class CacheEntry(MutableEntry, Fields):
             evicted_from_l1=evicted_from_l1,
             health_monitoring=health_monitoring,
             labels=labels or NO_LABELS,
+            max_leases=max_leases,
         )
         check_expiry(expires)
         for name in MutableEntry.__slots__:
@@ -339,12 +342,14 @@ def make_entry(
     evicted_from_l1: bool = False,
     health_monitoring: HealthMonitoring | None = None,
     labels: Mapping[str, str] = NO_LABELS,
+    max_leases: int = 0,
 ) -> CacheEntry:
     """A new entry from integers, every limit but the TTL's checked; raises InvalidEntryError."""
     check_key(key)
     check_source(source)
     check_fetch_time(fetch_time_us)
     check_failure_count(failure_count)
+    check_max_leases(max_leases)
     check_uses(access_count, last_accessed_us)
     content = Content()
     content.key = key
@@ -360,6 +365,7 @@ def make_entry(
     content.labels = checked_labels(labels) if labels else NO_LABELS
     content.sealed = None
     content.version = 0
+    content.max_leases = max_leases
     content.encoded = None
     return entry_of_content(content, access_count, last_accessed_us, evicted_from_l1)
 

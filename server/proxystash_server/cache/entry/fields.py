@@ -47,6 +47,8 @@ class Fields:
     labels: Mapping[str, str]
     # Names the write that stored this content; uses of an earlier write never reach a later one.
     version: int
+    # Leases of the proxy that may be held at once; 0 for as many as of any other.
+    max_leases: int = 0
     # Room for the content as an answer of the service, which is built once; see `keep_encoded`.
     encoded: bytes | None
 
@@ -75,6 +77,7 @@ class EntryArguments(TypedDict, total=False):
     failure_count: int
     health_monitoring: HealthMonitoring | None
     labels: Mapping[str, str] | None
+    max_leases: int
 
 
 def public_name(name: str) -> str:

@@ -119,6 +119,12 @@ def check_failure_count(failure_count: int) -> None:
         )
 
 
+def check_max_leases(max_leases: int) -> None:
+    """What an int32 holds, not negative."""
+    if not 0 <= max_leases <= MAX_COUNT:
+        raise InvalidEntryError("max_leases", "INVALID_MAX_LEASES", "max_leases must be 0 to 2,147,483,647")
+
+
 def checked_health_status(status: HealthStatus | str) -> HealthStatus:
     """A health status or its word."""
     try:

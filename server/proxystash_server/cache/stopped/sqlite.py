@@ -21,6 +21,8 @@ from proxystash_server.cache.tiers.sqlite.format import (
     FORMAT_VERSION,
     RENAMED_NOTES,
     SCHEMA,
+    TABLE_INFO,
+    as_in,
 )
 from proxystash_server.cache.tiers.sqlite.record import COLUMNS, Row, read_row, scheme_of
 
@@ -73,7 +75,8 @@ class StoppedDatabase(StoppedStore):
         total = stored_count if isinstance(stored_count, int) else 0
         counted = 0
         try:
-            for number, *row in connection.execute(f"SELECT {CHECKED_COLUMNS} FROM entries ORDER BY id"):
+            columns = self._as_here(CHECKED_COLUMNS)
+            for number, *row in connection.execute(f"SELECT {columns} FROM entries ORDER BY id"):
                 counted += 1
                 progress(f"reading {self.tier}", counted, total)
                 entry = self._read(number, tuple(row), encryptor, report)
@@ -92,8 +95,9 @@ class StoppedDatabase(StoppedStore):
         self, keys: Sequence[str], encryptor: CredentialEncryptor
     ) -> dict[str, CacheEntry | Exception]:
         """The entries of those of `keys` that the store holds, or why one cannot be read."""
-        query = f"SELECT {COLUMNS} FROM entries WHERE key IN ({', '.join('?' * len(keys))})"
+        marks = ", ".join("?" * len(keys))
         try:
+            query = f"SELECT {self._as_here(COLUMNS)} FROM entries WHERE key IN ({marks})"
             return {row[0]: entry_or_fault(row, encryptor) for row in self._opened.execute(query, keys)}
         except sqlite3.DatabaseError as error:
             return dict.fromkeys(keys, error)
@@ -101,6 +105,9 @@ class StoppedDatabase(StoppedStore):
     def close(self) -> None:
         self._connection = None
         self._resources.close()
+
+    def _as_here(self, columns: str) -> str:
+        return as_in(columns, self._opened.execute(TABLE_INFO))
 
     @property
     def _opened(self) -> sqlite3.Connection:

@@ -53,7 +53,12 @@ def read_row(row: Row, encryptor: CredentialEncryptor) -> CacheEntry:
 
 
 def checksum(content: Row) -> int:
-    """The CRC-32 of the part of a row that a put stored: the first CONTENT_LENGTH of COLUMNS."""
+    """The CRC-32 of the part of a row that a put stored: the first CONTENT_LENGTH of COLUMNS.
+
+    A column that was added later, where it says nothing, is left out: rows from before keep their checksums.
+    """
+    if not content[-1]:
+        content = content[:-1]
     return zlib.crc32(repr(content).encode("utf-8", "surrogatepass"))
 
 

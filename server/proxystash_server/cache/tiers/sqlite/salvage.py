@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from proxystash_server.cache.tiers.sqlite.files import cannot_open
-from proxystash_server.cache.tiers.sqlite.format import INHERITED, RENAMED_NOTES
+from proxystash_server.cache.tiers.sqlite.format import INHERITED, RENAMED_NOTES, TABLE_INFO, as_in
 
 Row = tuple[Any, ...]
 
@@ -31,7 +31,8 @@ def salvage(damaged: Path, connection: sqlite3.Connection, columns: str) -> int:
         connection.execute("BEGIN")
         marks = ", ".join("?" * len(columns.split(",")))
         saved: set[str] = set()
-        for row in _entries(source, columns, saved):
+        read = as_in(columns, _rows(source, TABLE_INFO))
+        for row in _entries(source, read, saved):
             try:
                 connection.execute(f"INSERT OR IGNORE INTO entries ({columns}) VALUES ({marks})", row)
             except UnicodeEncodeError:

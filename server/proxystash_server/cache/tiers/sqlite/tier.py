@@ -29,7 +29,7 @@ from proxystash_server.cache.tiers.base import (
 )
 from proxystash_server.cache.tiers.eviction import SQL_ORDER
 from proxystash_server.cache.tiers.sqlite.database import Database
-from proxystash_server.cache.tiers.sqlite.record import COLUMNS, Row, read_row, write_row
+from proxystash_server.cache.tiers.sqlite.record import COLUMNS, CONTENT_LENGTH, Row, read_row, write_row
 from proxystash_server.cache.tiers.sqlite.storing import (
     HeldRow,
     held_rows,
@@ -372,7 +372,7 @@ class SQLiteCacheTier(AuthorityTier):
 
     def _move_aside(self, connection: sqlite3.Connection, row: Row, reason: str) -> bool:
         gone = connection.execute(
-            "DELETE FROM entries WHERE id = ? AND checksum IS ?", (row[-1], row[11])
+            "DELETE FROM entries WHERE id = ? AND checksum IS ?", (row[-1], row[CONTENT_LENGTH])
         ).rowcount
         if gone:
             self._entries_in_transaction -= gone
