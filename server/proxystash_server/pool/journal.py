@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from errno import ENOENT
 from pathlib import Path
 from typing import Any, Final
@@ -38,7 +38,8 @@ class Journal:
 
     `record` is called under the lock of whoever owns the state, so that lines stand in the order of changes,
     and `commit` without it; `snapshot` gives records of the whole state, and is called with the journal's own
-    lock held. So the journal's lock comes before the owner's.
+    lock held. So the journal's lock comes before the owner's. What is noted before a snapshot and committed after
+    it stands behind it, so lines say what is, not by how much it has changed.
 
     A journal that cannot be written is *degraded*: nothing waits for it, nobody is told but by `is_degraded`
     and the log, and `maintain` tries to write it anew.
@@ -61,8 +62,6 @@ class Journal:
         self._log: LogFile | None = None
         self._size_when_new = 0
         self._outbox: deque[Record] = deque()
-        # What was noted before a snapshot, and not committed.
-        self._superseded: deque[Record] = deque()
         # What is committed while the journal is written anew.
         self._tail: list[bytes] | None = None
         self._damaged = 0
@@ -124,10 +123,6 @@ class Journal:
         """Note a change, under the lock of the state that was changed."""
         self._outbox.append(record)
 
-    def discard_recorded(self) -> None:
-        """Leave out what was noted so far: for `snapshot`, which has it all, under the same lock."""
-        self._superseded, self._outbox = self._outbox, deque()
-
     def commit(self) -> None:
         """Wait until what was noted before is durable, or the journal degraded."""
         if self._outbox or self._commits.lock.locked():
@@ -149,17 +144,14 @@ class Journal:
 
     def _commit_group(self, waiting: Sequence[None]) -> Sequence[None]:
         # Whoever waits has noted what it waits for before.
-        self._append([self._outbox.popleft() for _ in range(len(self._outbox))])
-        return waiting
-
-    def _append(self, records: Collection[Record]) -> None:
+        records = [self._outbox.popleft() for _ in range(len(self._outbox))]
         if not records or self._log is None:
-            return
+            return waiting
         lines = b"".join([_line(record) for record in records])
         if self._tail is not None:
             self._tail.append(lines)
         if self.is_degraded:
-            return
+            return waiting
         try:
             kill_point("pool.before_append")
             self._log.append(lines)
@@ -169,6 +161,7 @@ class Journal:
                 raise FileNotFoundError(ENOENT, "it was removed or replaced")
         except OSError as error:
             self._degrade(error)
+        return waiting
 
     def _degrade(self, error: OSError) -> None:
         if not self.is_degraded:
@@ -183,8 +176,6 @@ class Journal:
         with self._rewriting:
             with self._commits.lock:
                 records = list(self._snapshot())
-                # Until the new file is in place, the old one is what a kill leaves.
-                self._append(self._superseded)
                 self._tail = []
             new = self.path.with_name(self.path.name + ".new")
             try:

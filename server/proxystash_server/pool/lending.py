@@ -582,7 +582,6 @@ class Lending:
 
     def _lease_records(self) -> list[Record]:
         with self._lock:
-            self._journal.discard_recorded()
             return [
                 *(grant_record(lease, self._absolute) for lease in self._leases),
                 *(session_record(session, self._absolute) for session in self._sessions.values()),

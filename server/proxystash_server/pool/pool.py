@@ -737,9 +737,6 @@ class Pool(Lending):
 
     def _evidence_records(self) -> list[Record]:
         with self._lock:
-            self._evidence.discard_recorded()
-            self._health.changed = set()
-            self._health.changed_targets = set()
             return evidence.all_records(
                 self._health, self._index.key_of, self._evidence.timeline, self._restored
             )

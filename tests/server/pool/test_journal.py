@@ -39,11 +39,10 @@ class Owner:
         if record["op"] == "set":
             self.state[record["name"]] = record["value"]
         else:
-            del self.state[record["name"]]
+            self.state.pop(record["name"], None)
 
     def _snapshot(self) -> list[Record]:
         with self.lock:
-            self.journal.discard_recorded()
             return [{"op": "set", "name": name, "value": value} for name, value in self.state.items()]
 
     def change(self, name: str, value: int | None) -> None:
