@@ -38,8 +38,8 @@ class Journal:
 
     `record` is called under the lock of whoever owns the state, so that lines stand in the order of changes,
     and `commit` without it; `snapshot` gives records of the whole state, and is called with the journal's own
-    lock held. So the journal's lock comes before the owner's. What is noted before a snapshot and committed after
-    it stands behind it, so lines say what is, not by how much it has changed.
+    lock held. So the journal's lock comes before the owner's. What is noted before a snapshot and committed
+    after it stands behind it, so lines say what is, not by how much it has changed.
 
     A journal that cannot be written is *degraded*: nothing waits for it, nobody is told but by `is_degraded`
     and the log, and `maintain` tries to write it anew.
