@@ -202,6 +202,13 @@ class CacheManager:
         """The failure at which an entry is evicted."""
         return self.config.failure_threshold
 
+    @property
+    def lists_all(self) -> bool:
+        """Whether a list has all that is held: not so while the slowest tier is skipped."""
+        authority = self._authority
+        # After a Clear that it has missed, the journal has all that there is.
+        return authority.works or not authority.enabled or bool(authority.missed.cleared_at)
+
     # -- entries
 
     @staticmethod

@@ -15,6 +15,10 @@ class Engine(Protocol):
     def failure_threshold(self) -> int:
         """The failure at which an entry is evicted."""
 
+    @property
+    def lists_all(self) -> bool:
+        """Whether a scan finds all entries: not so while a tier is away that alone has some."""
+
     def lookup_many(self, keys: Sequence[str]) -> Lookups:
         """A lookup of each key, in order."""
 

@@ -53,6 +53,8 @@ _TIMERS_AT_ONCE: Final = 1000
 _REUSE_SECONDS: Final = 1.0
 # Timers that are looked at to tell when the next proxy comes free.
 _TIMERS_LOOKED_AT: Final = 64
+# How long, in seconds, an entry that was not found is not looked for again.
+NOT_FOUND_PAUSE: Final = 5.0
 
 
 class Lending:
@@ -90,6 +92,8 @@ class Lending:
         self._last_leased = array("d")
         # By slot how many leases there may be, where the entry says so.
         self._own_limits: dict[int, int] = {}
+        # Slots whose entries were not found when they were last lent, so that they are not lent for a while.
+        self._not_found: set[int] = set()
         # By slot the failures that the cache has counted, where there are any.
         self._failures: dict[int, int] = {}
         # Keys told of since loading began; None when everything is loaded.
@@ -338,7 +342,7 @@ class Lending:
     def _update(self, slot: int, now: float, *, offers: bool = False) -> None:
         """Have the index know what keeps a slot from being lent; if nothing does, offer it."""
         standing = self._health.proxy(slot)
-        if standing is not None and standing.is_kept_back(now):
+        if slot in self._not_found or (standing is not None and standing.is_kept_back(now)):
             state = State.RESTING
         elif self._live[slot] >= self._limit(slot):
             state = State.LEASED_OUT
@@ -350,6 +354,22 @@ class Lending:
             self._offer(slot, now)
         elif state is State.RESTING and before is not State.RESTING:
             self._reconsider(slot, now)
+
+    def _set_aside(self, slot: int, now: float) -> None:
+        """The entry of a slot was not found: keep it back for a while.
+
+        It has expired, and nobody has said so yet, or the tier that has it is away. Only the change feed says
+        that it is gone.
+        """
+        if slot != ABSENT and slot not in self._not_found:
+            self._not_found.add(slot)
+            self._timers.add(now + NOT_FOUND_PAUSE, self._look_again, slot, self._index.key_of(slot))
+            self._update(slot, now)
+
+    def _look_again(self, slot: int, key: str) -> None:
+        if slot in self._not_found and self._index.slot_of(key) == slot:
+            self._not_found.discard(slot)
+            self._update(slot, self._steady())
 
     def _update_pair(self, slot: int, target: int, now: float) -> None:
         """Have the index know whether a slot is kept from a target."""

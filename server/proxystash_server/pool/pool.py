@@ -62,6 +62,8 @@ EVIDENCE_FORMAT: Final = "proxystash-evidence"
 _DRAWS: Final = 3
 _PAGE: Final = 500
 _MAINTENANCE_SECONDS: Final = 1.0
+# How long after entries could not be loaded that is tried again.
+_RELOAD_SECONDS: Final = 1.0
 # Failures and successes that the cache could not be told of, for later.
 _MOST_OWED: Final = 10_000
 
@@ -380,7 +382,11 @@ class Pool(Lending):
     # -- background work
 
     def load(self) -> None:
-        """Bring the index up to what the cache holds, if it is not. Raises CacheUnavailableError."""
+        """Bring the index up to what the cache holds, if it is not.
+
+        Raises CacheUnavailableError while not all of it can be read: what can be is lent, and nothing is
+        taken for gone.
+        """
         while True:
             with self._lock:
                 if not self._reload:
@@ -470,15 +476,22 @@ class Pool(Lending):
                 self.load()
             except CacheClosedError:
                 return
+            except CacheUnavailableError as error:
+                logger.warning("the entries cannot be loaded yet", extra={"error": str(error)})
+                self._wait_to_reload()
+                continue
             except Exception:
                 logger.exception("loading the entries failed, and is tried again")
-                with self._lock:
-                    self._reload = True
-                    self._changed.wait(_MAINTENANCE_SECONDS)
+                self._wait_to_reload()
                 continue
             with self._lock:
                 while not self._reload and not self._closing:
                     self._changed.wait()
+
+    def _wait_to_reload(self) -> None:
+        with self._lock:
+            self._reload = True
+            self._changed.wait_for(lambda: self._closing, _RELOAD_SECONDS)
 
     # -- answering, without the lock
 
@@ -496,8 +509,7 @@ class Pool(Lending):
                 for lease, entry in zip(leases, entries, strict=True):
                     if entry is None:
                         if self._puts == puts:
-                            # It has expired, and nobody has said so yet.
-                            self._remove(lease.key)
+                            self._set_aside(lease.slot, self._steady())
                         self._give_up(lease)
         self._journal.commit()
         granted = []
@@ -611,8 +623,10 @@ class Pool(Lending):
             slot = self._add(entry, now)
         else:
             has_moved = self._index.change(slot, self._index.facets_of_entry(entry))
+            was_not_found = slot in self._not_found
+            self._not_found.discard(slot)
             # Before the slot is offered to anybody.
-            if self._take_limit(slot, entry):
+            if self._take_limit(slot, entry) or was_not_found:
                 self._update(slot, now)
             if has_moved:
                 self._reconsider(slot, now)
@@ -694,12 +708,14 @@ class Pool(Lending):
             self._evidence.record(evidence.forget_record(key))
         self._failures.pop(slot_now, None)
         self._own_limits.pop(slot_now, None)
+        self._not_found.discard(slot_now)
         self._index.remove(slot_now)
         self._reconsider(slot_now, self._steady())
 
     def _load_all(self) -> bool:
         """Go through all entries; False if it has to be begun anew."""
         seen = bytearray()
+        is_whole = self._engine.lists_all
         after: str | None = ""
         while after is not None:
             page = self._engine.scan_entries(after, _PAGE, EntryFilter())
@@ -716,6 +732,10 @@ class Pool(Lending):
                             seen.extend(bytes(slot + 1 - len(seen) + len(seen) // 8))
                         seen[slot] = 1
             after = page.next_after
+        if not (is_whole and self._engine.lists_all):
+            raise CacheUnavailableError(
+                "a tier that may hold entries is away; they are loaded when it is back"
+            )
         with self._lock:
             if self._reload:
                 return False

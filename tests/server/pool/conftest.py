@@ -31,6 +31,7 @@ class Fleet:
                 default_ttl_seconds=86_400,
             ),
             clock=lambda: self.time.wall_us,
+            monotonic=lambda: self.time.steady,
             background=False,
         )
         self.pool = self.open()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from proxystash_server.cache import CacheUnavailableError, EntryFilter, HealthStatus
+from proxystash_server.cache import CacheTierType, CacheUnavailableError, EntryFilter, HealthStatus
 from proxystash_server.cache.tiers.jsonl.log import LogFile
 from proxystash_server.pool import lending
 from proxystash_server.pool.health import Outcome
@@ -25,6 +25,7 @@ from proxystash_server.pool.requests import (
     UseResult,
 )
 from tests.server.pool.conftest import Fleet
+from tests.torture.faults import Faults
 
 
 def test_a_lease_has_the_entry_with_its_credentials(fleet: Fleet) -> None:
@@ -391,6 +392,77 @@ def test_leases_of_entries_that_have_gone_meanwhile_end_when_all_is_loaded(fleet
     fleet.manager.unsubscribe(fleet.pool._on_changes)
     fleet.manager.delete(entry.key)
     assert fleet.open().statistics().leases == 0
+
+
+def test_an_entry_that_cannot_be_read_for_a_while_keeps_its_leases_and_is_lent_again(
+    tmp_path: Path,
+) -> None:
+    """Given a tier that is skipped, and an entry that it alone has: nobody takes it for one that is gone."""
+    faults = Faults()
+    with faults.installed():
+        fleet = Fleet(tmp_path, max_leases=2)
+        entry = fleet.put(1)
+        [held] = fleet.acquire(target="shop.example")
+        fleet.pool.report([Report(UseResult(Outcome.BLOCKED, fleet.time.steady), lease_id=held.id)])
+        for tier in (fleet.manager.l1_tier, fleet.manager.l2_tier):
+            tier.delete(entry.key)
+        faults.take_down(CacheTierType.L3)
+        for _ in range(3):
+            with pytest.raises(CacheUnavailableError):
+                fleet.answer()
+        assert fleet.answer().shortage is Shortage.RESTING
+
+        waiting = fleet.wait()
+        faults.heal()
+        fleet.time.pass_time(20.0)
+        fleet.manager.maintain()
+        fleet.pool.run_due()
+
+        assert [lease.key for lease in waiting.leases] == [entry.key]
+        assert fleet.pool.renew([held.id], 60.0) != [None]
+        health = fleet.pool.health_of(entry.key)
+        assert health is not None
+        assert [standing.target for standing in health.targets] == ["shop.example"]
+        fleet.close()
+
+
+def test_a_start_while_a_tier_is_away_ends_no_lease_of_an_entry_that_it_has(tmp_path: Path) -> None:
+    """Nor does it forget what was learned; what can be read is lent meanwhile."""
+    faults = Faults()
+    with faults.installed():
+        fleet = Fleet(tmp_path)
+        away, here = fleet.put(1), fleet.put(2)
+        leases = fleet.acquire(count=2)
+        [held] = [lease for lease in leases if lease.key == away.key]
+        fleet.pool.report([Report(UseResult(Outcome.SUCCESS, fleet.time.steady), lease_id=held.id)])
+        fleet.pool.release([Release(lease.id) for lease in leases if lease.key == here.key])
+        fleet.pool.maintain()
+        for tier in (fleet.manager.l1_tier, fleet.manager.l2_tier):
+            tier.delete(away.key)
+        faults.take_down(CacheTierType.L3)
+        for _ in range(3):
+            with pytest.raises(CacheUnavailableError):
+                fleet.manager.get(away.key)
+
+        for _ in range(2):
+            with pytest.raises(CacheUnavailableError):
+                fleet.crash()
+            fleet.pool._reload = True
+        assert [lease.key for lease in fleet.acquire(duration=5.0)] == [here.key]
+        with pytest.raises(PoolLoadingError):
+            fleet.answer()
+        assert fleet.pool.statistics().loading
+
+        faults.heal()
+        fleet.time.pass_time(20.0)
+        fleet.manager.maintain()
+        fleet.pool.load()
+        assert fleet.pool.renew([held.id], 60.0) != [None]
+        assert [lease.key for lease in fleet.acquire(count=2)] == [here.key]
+        health = fleet.pool.health_of(away.key)
+        assert health is not None
+        assert health.overall.successes > 0
+        fleet.close()
 
 
 def test_a_full_disk_has_leases_held_in_memory(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
