@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from proxystash._defaults import TARGET_VARIABLE
+from proxystash.files import FORMATS
 from proxystash.models import CacheEntry, HealthStatus, PutMode
-from proxystash.proxies import SCHEMES, InvalidProxyUrl, cache_key
+from proxystash.proxies import SCHEMES, Identity, InvalidProxyUrl, cache_key
 
 if TYPE_CHECKING:
     from proxystash.client import Client
@@ -41,6 +42,18 @@ def parse_scheme(text: str) -> str:
     """Read one of the schemes that proxies have."""
     if text.lower() not in SCHEMES:
         raise typer.BadParameter(f"the schemes are {', '.join(SCHEMES)}")
+    return text.lower()
+
+
+def parse_format(text: str) -> str:
+    """Read one of the formats that lists are read in."""
+    return one_of(text, FORMATS)
+
+
+def one_of(text: str, formats: Sequence[str]) -> str:
+    """Read one of some formats."""
+    if text.lower() not in formats:
+        raise typer.BadParameter(f"the formats are {', '.join(formats)}")
     return text.lower()
 
 
@@ -118,6 +131,51 @@ Target = Annotated[
 Timeout = Annotated[
     float,
     typer.Option("--timeout", min=0.001, metavar="SECONDS", help="How long to wait for each answer."),
+]
+# How lists are read, and what all that they hold is stored with.
+ListScheme = Annotated[
+    str | None,
+    typer.Option(
+        "--scheme",
+        parser=parse_scheme,
+        metavar="SCHEME",
+        help="The scheme of records that say none. Default: that of the header above them, else of the "
+        "file's name, else http.",
+    ),
+]
+ListFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        parser=parse_format,
+        metavar="FORMAT",
+        help=f"Take it for this format, or read addresses in this way: {', '.join(FORMATS)}.",
+    ),
+]
+ListIdentity = Annotated[
+    Identity,
+    typer.Option(
+        "--identity",
+        metavar="WHAT",
+        help=f"What tells one proxy from another: {', '.join(Identity)}. A record's own key counts more.",
+    ),
+]
+ListSource = Annotated[
+    str | None,
+    typer.Option("--source", help="Where all of them came from, instead of what the file says."),
+]
+ListTtl = Annotated[
+    timedelta | None,
+    typer.Option(
+        "--ttl",
+        parser=parse_duration,
+        metavar="DURATION",
+        help="How long all of them live from now, such as 90s or 2h, instead of what the file says.",
+    ),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="Say of each record why it was not loaded, however many there are."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON for scripts, one object on a line.")]
 Key = Annotated[

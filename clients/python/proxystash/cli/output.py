@@ -11,6 +11,14 @@ from itertools import pairwise
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+)
 from rich.table import Table
 
 from proxystash.lists.writing import record_from_entry, whole_record
@@ -50,6 +58,24 @@ def console() -> Console:
 def progress_console() -> Console:
     """Standard error, where progress bars go."""
     return Console(stderr=True)
+
+
+def progress(*, quiet: bool, counts: bool = False) -> Progress:
+    """A progress bar on stderr; none for scripts, nor where stderr is no terminal.
+
+    What is printed meanwhile on standard output goes where it belongs, also if that is no terminal.
+    """
+    console = progress_console()
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn() if counts else TaskProgressColumn(),
+        console=console,
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),
+        disable=quiet or not console.is_terminal,
+    )
 
 
 def printable(text: str) -> str:

@@ -1,0 +1,1 @@
+"""Tests of feeding: sources, fetching, rounds and the command."""
