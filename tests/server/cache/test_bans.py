@@ -10,12 +10,19 @@ from typing import Any
 import pytest
 
 from proxystash.models import HealthMonitoring
-from proxystash_server.cache import BannedError, CacheManager, HealthStatus, L2BackendType, StoreFormatError
+from proxystash_server.cache import (
+    BannedError,
+    CacheManager,
+    CacheUnavailableError,
+    HealthStatus,
+    L2BackendType,
+    StoreFormatError,
+)
 from proxystash_server.cache.coherence import failures
 from proxystash_server.cache.coherence.failures import BanRules, FailureHistory, Failures
 from proxystash_server.cache.tiers.jsonl.line import encode_body, finish_line
 from tests.server.cache.stash import Stash
-from tests.server.cache.support import START_US, put
+from tests.server.cache.support import START_US, SWITCHED_OFF, nothing_writable, put
 
 SECOND_US = 1_000_000
 HOUR_US = 3600 * SECOND_US
@@ -114,6 +121,59 @@ def test_a_claim_of_health_counts_if_it_is_later_than_the_last_failure(
     assert bool(manager.bans()) == (failures_before == 3 and not believed)
 
 
+def test_a_longest_ban_is_not_forgotten_when_it_ends(stash: Stash) -> None:
+    manager = stash.open(**BANS)
+    for _ in range(6):
+        put(manager, "a")
+        ban(manager)
+    stash.clock.advance(24 * 3600 + 1)
+    manager.maintain()
+    put(manager, "a")
+    assert ban(manager) == stash.clock() + 24 * HOUR_US
+
+
+def test_a_success_forgets_the_failures_before_it(stash: Stash) -> None:
+    manager = stash.open(**BANS)
+    put(manager, "a")
+    manager.invalidate_by_health("a")
+    assert manager.report_success("a").failure_count == 0
+    put(manager, "a", health_status=HEALTHY, fetch_time_us=START_US - SECOND_US)
+    assert state(manager) == (HEALTHY, 0)
+
+
+def test_a_failure_that_was_refused_bans_nobody(stash: Stash) -> None:
+    manager = stash.open(**BANS, l1_config=SWITCHED_OFF)
+    put(manager, "a", failure_count=2)
+    with nothing_writable(manager), pytest.raises(CacheUnavailableError):
+        manager.invalidate_by_health("a")
+    assert manager.bans() == []
+    stash.recover(manager)
+    put(manager, "a")
+    assert ban(manager) == stash.clock() + HOUR_US
+
+
+def test_a_banned_proxy_keeps_what_it_is_said_to_have_failed(stash: Stash) -> None:
+    manager = stash.open(**BANS)
+    put(manager, "a")
+    ban(manager)
+    put(manager, "a", failure_count=7)
+    assert state(manager) == (UNHEALTHY, 7)
+
+
+def test_puts_of_a_group_see_what_the_ones_before_made_known(stash: Stash) -> None:
+    """Given a claim of health that counts, and one in the same batch that alone would not."""
+    manager = stash.open(**BANS)
+    put(manager, "a")
+    ban(manager)
+    stash.clock.advance(2)
+    good, old = (
+        manager.new_entry("http://192.0.2.1:1", key="a", health_status=HEALTHY, fetch_time_us=at)
+        for at in (START_US + SECOND_US, START_US - SECOND_US)
+    )
+    manager.store([(good, None), (old, None)])
+    assert state(manager) == (HEALTHY, 0)
+
+
 def test_puts_of_banned_proxies_are_refused_if_it_is_configured_so(stash: Stash) -> None:
     manager = stash.open(**BANS, refuse_banned=True)
     put(manager, "a")
@@ -208,6 +268,10 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "data" / "failures.jsonl"
 
 
+def no_room(*_arguments: object) -> int:
+    raise OSError(28, "No space left on device")
+
+
 def test_the_file_cut_off_anywhere_gives_what_its_whole_lines_say(path: Path) -> None:
     one = history(path)
     states: list[dict[str, Failures]] = []
@@ -252,10 +316,6 @@ def test_a_full_disk_keeps_bans_in_memory_and_the_next_change_writes_them(
     one = history(path)
     one.update({"a": Failures(3, 1, 1, 2)})
     with monkeypatch.context() as full:
-
-        def no_room(_descriptor: int, _data: bytes, _offset: int) -> int:
-            raise OSError(28, "No space left on device")
-
         full.setattr(os, "pwrite", no_room)
         one.update({"b": Failures(3, 1, 1, 2)})
     assert set(one.known) == {"a", "b"}
@@ -283,3 +343,46 @@ def test_the_file_and_what_it_knows_are_bounded(path: Path, monkeypatch: pytest.
     assert list(one.known) == [f"key-{number}" for number in range(490, 500)]
     assert path.stat().st_size < 6000
     assert history(path).known == one.known
+
+
+def test_what_failed_last_is_forgotten_last_also_after_a_restart(path: Path) -> None:
+    one = history(path)
+    for key in ("a", "b", "a"):
+        one.update({key: Failures(1, START_US)})
+    assert list(one.known) == list(history(path).known) == ["b", "a"]
+
+
+def test_any_number_of_bans_can_be_one_more(path: Path) -> None:
+    one = history(path)
+    one.update({"a": Failures(3, 1, 10**18, 2)})
+    known = one.after_failure("a", 3, START_US, evicts=True)
+    assert (known.bans, known.banned_until_us) == (10**18 + 1, START_US + RULES.most_us)
+
+
+def test_a_fault_that_has_passed_costs_no_more(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next change writes the file anew, and those after it add to that."""
+    one = history(path)
+    one.update({"a": Failures(3, 1, 1, 2)})
+    with monkeypatch.context() as full:
+        full.setattr(os, "pwrite", no_room)
+        one.update({"b": Failures(3, 1, 1, 2)})
+    one.update({"c": Failures(3, 1, 1, 2)})
+    anew = path.stat().st_ino
+    one.update({"d": Failures(3, 1, 1, 2)})
+    assert path.stat().st_ino == anew
+    assert history(path).known == one.known
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_bans_wait_for_the_medium_if_that_is_wanted(
+    path: Path, monkeypatch: pytest.MonkeyPatch, sync: bool
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    one = FailureHistory(path, RULES, sync=sync)
+    one.open()
+    for key in ("a", "b"):
+        # At first written anew, and then appended.
+        synced.clear()
+        one.update({key: Failures(1, 1)})
+        assert bool(synced) is sync

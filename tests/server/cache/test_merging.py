@@ -18,7 +18,7 @@ from proxystash_server.cache import (
 )
 from proxystash_server.cache.entry.merging import Combine, if_absent, merge_seen, update_fields
 from tests.server.cache.stash import Stash
-from tests.server.cache.support import START_US, SWITCHED_OFF, broken, fail_until_skipped, put
+from tests.server.cache.support import START_US, SWITCHED_OFF, bounded, broken, fail_until_skipped, put
 
 SECOND_US = 1_000_000
 URL = "http://192.0.2.1:8080"
@@ -175,6 +175,26 @@ def test_an_update_of_the_ttl_counts_from_the_fetch_time(stash: Stash) -> None:
     stash.clock.advance(10)
     updated = store(manager, update_fields({"ttl_us"}), key="a", ttl_us=60 * SECOND_US).entry
     assert (updated.fetch_time_us, updated.expires_at_us) == (START_US, START_US + 60 * SECOND_US)
+
+
+def test_an_update_of_the_fetch_time_moves_the_end_by_the_ttl_that_is_stored(stash: Stash) -> None:
+    manager = stash.open()
+    rich(manager)
+    stash.clock.advance(10)
+    at = START_US + 5 * SECOND_US
+    updated = store(
+        manager, update_fields({"fetch_time_us"}), key="a", fetch_time_us=at, ttl_us=60 * SECOND_US
+    ).entry
+    assert (updated.fetch_time_us, updated.expires_at_us) == (at, at + 600 * SECOND_US)
+
+
+def test_a_merge_is_no_use_and_takes_nobody_s_place_in_memory(stash: Stash) -> None:
+    manager = stash.open(l1_config=bounded(1))
+    put(manager, "a", "b")
+    assert [*manager.l1_tier.keys()] == ["b"]
+    store(manager, merge_seen({"source"}), key="a", source="list")
+    assert [*manager.l1_tier.keys()] == ["b"]
+    assert stored_in_every_tier(manager).source == "list"
 
 
 def test_an_update_of_what_is_not_stored_is_refused(stash: Stash) -> None:
