@@ -22,7 +22,7 @@ from proxystash_server.cache.coherence import failures
 from proxystash_server.cache.coherence.failures import BanRules, FailureHistory, Failures
 from proxystash_server.cache.tiers.jsonl.line import encode_body, finish_line
 from tests.server.cache.stash import Stash
-from tests.server.cache.support import START_US, SWITCHED_OFF, nothing_writable, put
+from tests.server.cache.support import START_US, SWITCHED_OFF, WRITES, nothing_writable, put
 
 SECOND_US = 1_000_000
 HOUR_US = 3600 * SECOND_US
@@ -144,7 +144,7 @@ def test_a_success_forgets_the_failures_before_it(stash: Stash) -> None:
 def test_a_failure_that_was_refused_bans_nobody(stash: Stash) -> None:
     manager = stash.open(**BANS, l1_config=SWITCHED_OFF)
     put(manager, "a", failure_count=2)
-    with nothing_writable(manager), pytest.raises(CacheUnavailableError):
+    with nothing_writable(manager, WRITES), pytest.raises(CacheUnavailableError):
         manager.invalidate_by_health("a")
     assert manager.bans() == []
     stash.recover(manager)
@@ -378,6 +378,7 @@ def test_bans_wait_for_the_medium_if_that_is_wanted(
     path: Path, monkeypatch: pytest.MonkeyPatch, sync: bool
 ) -> None:
     synced: list[int] = []
+    path.parent.mkdir()
     monkeypatch.setattr(os, "fsync", synced.append)
     one = FailureHistory(path, RULES, sync=sync)
     one.open()
