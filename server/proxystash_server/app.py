@@ -9,6 +9,7 @@ import select
 import signal
 import socket
 import time
+from contextlib import AbstractContextManager, nullcontext
 from types import FrameType, TracebackType
 from typing import Final, Self
 
@@ -28,6 +29,7 @@ from proxystash_server.cache import (
 from proxystash_server.data_directory import DataDirectory, DataDirectoryError
 from proxystash_server.descriptors import DescriptorLimitError, connections_within, raise_limit
 from proxystash_server.logs import configure_logging
+from proxystash_server.metrics.metrics import Metrics
 from proxystash_server.pool.pool import Pool
 from proxystash_server.pool.requests import SelectionPolicy
 from proxystash_server.rpc.pool_service import PoolService
@@ -55,7 +57,11 @@ def serve(settings: Settings) -> int:
         max_connections = connections_within(raise_limit(), settings.threads)
         # What can be refused is refused before anything is made or opened.
         check_free(settings.listen)
-        with StopSignals() as signals, DataDirectory(settings.data_dir, "starting") as directory:
+        with (
+            StopSignals() as signals,
+            _listen_for_scrapes(settings.metrics_listen) as metrics,
+            DataDirectory(settings.data_dir, "starting") as directory,
+        ):
             manager = CacheManager(cache_config(settings))
             pool: Pool | None = None
             try:
@@ -69,12 +75,17 @@ def serve(settings: Settings) -> int:
                     watch_history=settings.watch_history,
                     pool=None if pool is None else pool_service(settings, pool),
                     max_connections=max_connections,
+                    observe=None if metrics is None else metrics.observe_call,
                 )
                 directory.tell(f"serving on {server.address}")
                 server.start()
+                if metrics is not None:
+                    metrics.start(manager.get_statistics, server.open_streams)
                 _calm_collector()
-                _log_start(settings, server, manager)
-                _warn_of_strangers(settings.listen, server.address)
+                _log_start(settings, server, manager, metrics)
+                _warn_of_strangers(server.address, "nobody is asked for a password")
+                if metrics is not None:
+                    _warn_of_strangers(metrics.address, "its metrics are for everybody")
                 reason = signals.wait()
                 _log.info("server stopping", reason=reason, grace_period=settings.grace_period)
                 finished = _stop(server, signals, settings.grace_period)
@@ -217,11 +228,21 @@ def _stop(server: RpcServer, signals: StopSignals, grace: float) -> bool:
     return name is None
 
 
-def _log_start(settings: Settings, server: RpcServer, manager: CacheManager) -> None:
+def _listen_for_scrapes(listen: str) -> AbstractContextManager[Metrics | None]:
+    if not listen:
+        return nullcontext()
+    try:
+        return Metrics(listen)
+    except OSError as error:
+        raise BindError(f"cannot listen on {listen} for metrics: {error.strerror}") from None
+
+
+def _log_start(settings: Settings, server: RpcServer, manager: CacheManager, metrics: Metrics | None) -> None:
     statistics = manager.get_statistics()
     _log.info(
         "server started",
         address=server.address,
+        **({} if metrics is None else {"metrics_address": metrics.address}),
         data_dir=str(settings.data_dir.resolve()),
         version=__version__,
         l1=_describe_tier(statistics.l1_stats),
@@ -231,14 +252,12 @@ def _log_start(settings: Settings, server: RpcServer, manager: CacheManager) -> 
     )
 
 
-def _warn_of_strangers(listen: str, address: str) -> None:
-    """Say so if other machines may reach the server, since whoever does may read and change everything."""
-    host, _, port = listen.rpartition(":")
+def _warn_of_strangers(address: str, risk: str) -> None:
+    """Say so if other machines may reach an address, and what that means."""
+    host, _, port = address.rpartition(":")
     places = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
     if not all(ipaddress.ip_address(str(place[0])).is_loopback for *_, place in places):
-        _log.warning(
-            "other machines may reach this address, and nobody is asked for a password", address=address
-        )
+        _log.warning(f"other machines may reach this address, and {risk}", address=address)
 
 
 def _describe_tier(statistics: TierStatistics) -> str:

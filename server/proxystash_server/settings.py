@@ -101,6 +101,10 @@ def _check_address(value: str) -> str:
     return value
 
 
+def _check_address_if_any(value: str) -> str:
+    return _check_address(value) if value else value
+
+
 def refuse_empty_path(value: object) -> object:
     """`value`; raises ValueError for an empty text, which as a path means the directory somebody is in."""
     if isinstance(value, str) and not value.strip():
@@ -130,6 +134,9 @@ class Settings(BaseSettings):
 
     listen: Address = "127.0.0.1:50051"
     """Address to serve on, host:port. Port 0 takes a free one, which the log's first line names."""
+
+    metrics_listen: Annotated[str, AfterValidator(_check_address_if_any)] = ""
+    """Address for Prometheus, host:port, where the path is /metrics. Empty: no metrics."""
 
     data_dir: Directory = Path("data")
     """Directory for everything that is kept: both disk tiers, key file and lock. Created if missing."""

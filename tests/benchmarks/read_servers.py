@@ -21,10 +21,12 @@ BATCH = 100
 class ReadServers:
     """All of them, and the requests that they are sent: a Get, and a BatchGet of 100.
 
-    `theirs` does nothing, in grpcio's usual pool of threads; `in_our_pool` does nothing in ours.
+    `with_metrics` is ours with metrics switched on. `theirs` does nothing, in grpcio's usual pool of threads;
+    `in_our_pool` does nothing in ours.
     """
 
     ours: Server
+    with_metrics: Server
     theirs: Server
     in_our_pool: Server
     get: Path
@@ -37,15 +39,19 @@ def read_servers(bench: Bench) -> Iterator[ReadServers]:
     get = pb.GetRequest(key=key_of(0))
     batch = pb.BatchGetRequest(keys=[key_of(number) for number in range(BATCH)])
     folder = bench.new_folder()
-    with proxystash(folder / "data") as ours:
+    with (
+        proxystash(folder / "data") as ours,
+        proxystash(folder / "data-with-metrics", "--metrics-listen", "127.0.0.1:0") as with_metrics,
+    ):
         entries = [entry_message(number) for number in range(BATCH)]
-        ours.stub.BatchPut(pb.BatchPutRequest(entries=entries))
+        for server in (ours, with_metrics):
+            server.stub.BatchPut(pb.BatchPutRequest(entries=entries))
         answers = {"Get": ours.stub.Get(get), "BatchGet": ours.stub.BatchGet(batch)}
         with (
             noop(folder / "answers", answers) as theirs,
             noop(folder / "answers", answers, "ours") as in_our_pool,
         ):
-            servers = (ours, theirs, in_our_pool)
+            servers = (ours, with_metrics, theirs, in_our_pool)
             _check(servers, get, batch)
             yield ReadServers(
                 *servers,

@@ -22,6 +22,14 @@ _ROWS = (
         "get-our-pool", "Get, in L1: requests/s", f"{_NOOP}, in our pool of threads", _HOW, needs=("h2load",)
     ),
     Row(
+        "get-metrics",
+        "Get, in L1, with metrics for Prometheus: requests/s",
+        "without them",
+        _HOW,
+        at_least(0.97),
+        needs=("h2load",),
+    ),
+    Row(
         "batch-get-l1",
         f"BatchGet of {BATCH}, in L1: requests/s",
         _NOOP,
@@ -37,6 +45,7 @@ _ROWS = (
 _RATIOS = {
     "get-l1": ("get", "no-op get", 1),
     "get-our-pool": ("get", "no-op get in our pool", 1),
+    "get-metrics": ("get with metrics", "get", 1),
     "batch-get-l1": ("batch get", "no-op batch get", 1),
     "batch-get-keys": ("batch get", "get", BATCH),
 }
@@ -57,6 +66,7 @@ def _measure(bench: Bench, wanted: frozenset[str]) -> Mapping[str, Measurement]:
     with read_servers(bench) as both:
         actions: dict[str, Callable[[], Figures]] = {
             "get": repeated(both.ours, "Get", both.get, gets, l1_hits=1),
+            "get with metrics": repeated(both.with_metrics, "Get", both.get, gets, l1_hits=1),
             "no-op get": repeated(both.theirs, "Get", both.get, gets),
             "no-op get in our pool": repeated(both.in_our_pool, "Get", both.get, gets),
             "batch get": repeated(both.ours, "BatchGet", both.batch, batches, l1_hits=BATCH),

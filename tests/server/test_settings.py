@@ -86,6 +86,7 @@ class TestPrecedence:
 
 EXAMPLES: dict[str, tuple[str, Any]] = {
     "listen": ("[::1]:0", "[::1]:0"),
+    "metrics_listen": ("127.0.0.1:9464", "127.0.0.1:9464"),
     "data_dir": ("/var/lib/proxystash", Path("/var/lib/proxystash")),
     "default_ttl": ("15m", 900),
     "source_ttl": ("webshare=2h,free=10m", {"webshare": 7200, "free": 600}),

@@ -70,7 +70,9 @@ class ErrorBoundary(grpc.ServerInterceptor):
         else:
             guarded = self._guard(method, behavior)
         if not handler.request_streaming:
-            guarded.takes_one_message = True  # type: ignore[attr-defined]  # CallPool looks for it
+            # CallPool looks for both.
+            guarded.takes_one_message = True  # type: ignore[attr-defined]
+            guarded.method = method  # type: ignore[attr-defined]
         for name in _RUN_ATTRIBUTES:
             if hasattr(behavior, name):
                 setattr(guarded, name, getattr(behavior, name))

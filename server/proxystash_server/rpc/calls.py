@@ -59,6 +59,10 @@ _NO_REQUEST: Final = Failure(
 
 BehaviorT = TypeVar("BehaviorT", bound=Callable[..., Any])
 
+# Is told of each call that has ended: its method (`/package.Service/Method`), its status, and how many
+# nanoseconds there were from its headers to its end. Called on the completion thread, so it must be quick.
+Observe = Callable[[str, grpc.StatusCode, int], None]
+
 
 def urgent(behavior: BehaviorT) -> BehaviorT:
     """Mark a handler that has a thread of its own, and is called also when the server is about to end."""
@@ -70,7 +74,8 @@ class CallPool:
     """What grpcio's server takes for its executor: receives each call's request, then asks for a thread.
 
     Handlers marked `urgent` run on `urgent_workers`, all others on `workers`. Overload ends in UNAVAILABLE.
-    Thread-safe, and nothing waits in `submit`, where the completion thread holds a lock of grpcio's.
+    `observe` is told of every call that takes one message, also of those that end without a thread.
+    Thread-safe; nothing waits in `submit`, where the completion thread holds a lock of grpcio's.
     """
 
     def __init__(
@@ -81,12 +86,14 @@ class CallPool:
         most_queued: int = MOST_QUEUED,
         reception: Reception[_Call] | None = None,
         unread: UnreadAnswers[_Call] | None = None,
+        observe: Observe | None = None,
     ) -> None:
         self._workers = workers
         self._urgent_workers = urgent_workers
         self._most_queued = most_queued
         self._reception = Reception[_Call]() if reception is None else reception
         self._unread = UnreadAnswers[_Call]() if unread is None else unread
+        self._observe = observe
         self._ending: Failure | None = None
 
     def submit(self, run: Callable[..., Any], /, *arguments: Any) -> _Submitted:
@@ -95,6 +102,8 @@ class CallPool:
             self._workers.put(lambda: run(*arguments))
             return _SUBMITTED
         call = _Call(run, arguments)
+        if self._observe is not None:
+            call.observe_end(self._observe)
         if self._ending is not None and not call.is_urgent:
             call.end(self._ending)
         elif self._reception.enter(call):
@@ -170,6 +179,19 @@ class _Call:
         """Whether that is what was handed over; the error boundary marks what takes one message."""
         return len(arguments) == 7 and hasattr(arguments[3], "takes_one_message")
 
+    def observe_end(self, observe: Observe) -> None:
+        """Have `observe` told of this call's end. Before anybody else knows of the call."""
+        now, method, status = time.perf_counter_ns, self._arguments[3].method, self._status
+        started = now()
+        self._state.callbacks.append(lambda: observe(method, status(), now() - started))
+
+    def _status(self) -> grpc.StatusCode:
+        """What the call has ended with; CANCELLED if its client left, perhaps for lack of time."""
+        code: grpc.StatusCode | None = self._state.code
+        if code is not None:
+            return code
+        return grpc.StatusCode.OK if self._state.statused else grpc.StatusCode.CANCELLED
+
     @property
     def has_request(self) -> bool:
         """Whether the request has been received, and no thread has taken it."""
@@ -233,7 +255,7 @@ class _Call:
 
     def cancel(self, failure: Failure) -> None:
         """End the call at once with a status, whatever is being sent."""
-        _cancel(self._event, failure)
+        _cancel(self._event, self._state, failure)
 
     def on_end(self, callback: Callable[[], None]) -> None:
         """Have `callback` called on the completion thread once the call is over; at once if it is."""
@@ -315,7 +337,7 @@ class StreamCall:
 
     def cancel(self, failure: Failure) -> None:
         """End the call at once with a status: a client that does not read is told, too."""
-        _cancel(self._event, failure)
+        _cancel(self._event, self._state, failure)
 
     def add_callback(self, callback: Callable[[], None]) -> bool:
         """Have `callback` called on the completion thread once the call is over; False if it is over."""
@@ -347,10 +369,13 @@ def _end(event: Any, state: Any, failure: Failure) -> None:
     with state.condition:
         if _server._is_rpc_state_active(state):
             state.trailing_metadata = failure.to_status().trailing_metadata
+            state.code = failure.code
             _server._abort(state, event.call, _cygrpc_code(failure), failure.message.encode())
 
 
-def _cancel(event: Any, failure: Failure) -> None:
+def _cancel(event: Any, state: Any, failure: Failure) -> None:
+    with state.condition:
+        state.code = failure.code
     # What `cancel` of a context does, where clients are told CANCELLED.
     event.call.cancel(_cygrpc_code(failure), failure.message)
 

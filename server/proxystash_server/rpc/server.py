@@ -12,7 +12,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 
 from proxystash.v1 import cache_service_pb2_grpc as pb_grpc
 from proxystash_server.rpc.boundary import ErrorBoundary
-from proxystash_server.rpc.calls import CallPool
+from proxystash_server.rpc.calls import CallPool, Observe
 from proxystash_server.rpc.engine import Engine
 from proxystash_server.rpc.errors import SHUTTING_DOWN
 from proxystash_server.rpc.health import NOT_SERVING, SERVING, HealthService
@@ -59,7 +59,8 @@ class RpcServer:
     """The services of one engine on one address, which it does not own: closing it is the caller's.
 
     Without `pool` there is no PoolService. Once made it listens, `start` serves. Connections beyond
-    `max_connections` are closed at once. Raises BindError when the address is taken or does not exist.
+    `max_connections` are closed at once. `observe` is told of every call, see `rpc.calls`.
+    Raises BindError when the address is taken or does not exist.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class RpcServer:
         watch_history: int,
         pool: PoolService | None = None,
         max_connections: int = MAX_CONNECTIONS,
+        observe: Observe | None = None,
     ) -> None:
         self._sender = StreamSender()
         self._pool = pool
@@ -89,7 +91,7 @@ class RpcServer:
         self._reflection = ReflectionSessions((*services, health.SERVICE_NAME))
         self._workers = WorkerPool(threads, "rpc")
         self._urgent_workers = WorkerPool(1, "urgent")
-        self._calls = CallPool(self._workers, self._urgent_workers)
+        self._calls = CallPool(self._workers, self._urgent_workers, observe=observe)
         boundary = ErrorBoundary({f"/{SERVICE_NAME}/BatchPut": read_batch_put})
         self._server = grpc.server(
             self._calls,  # type: ignore[arg-type]  # all that grpcio's server uses of an executor
@@ -108,6 +110,13 @@ class RpcServer:
         except RuntimeError:
             raise BindError(f"cannot listen on {listen}") from None
         self.address = f"{host}:{port}"
+
+    def open_streams(self) -> dict[str, int]:
+        """How many calls of each method with a stream are open now."""
+        return {
+            "StreamStats": self._service.stats_hub.subscribers,
+            "Watch": self._service.watch_hub.watchers,
+        }
 
     def start(self) -> None:
         """Serve, and say so to whoever asks for the health."""

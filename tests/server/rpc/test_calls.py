@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -175,18 +176,29 @@ def test_many_large_requests_wait_for_a_place_and_are_all_served(service: Servic
     assert reception.waiting() == []
 
 
+class Ends(Counter[tuple[str, grpc.StatusCode]]):
+    """Counts how calls have ended; all is counted once the server has been stopped."""
+
+    def observe(self, method: str, code: grpc.StatusCode, nanoseconds: int) -> None:
+        assert nanoseconds > 0
+        self[method, code] += 1
+
+
 def test_a_call_without_a_message_is_refused(service: Service) -> None:
-    with serving_calls(service) as (target, _), open_channel(target) as channel:
+    ends = Ends()
+    with serving_calls(service, observe=ends.observe) as (target, _), open_channel(target) as channel:
         call: Callable[..., Any] = channel.stream_unary("/t/answer")
         refusal = refused(call, iter(()))
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NO_REQUEST")
     assert service.ran == []
+    assert ends == {("/t/answer", grpc.StatusCode.UNIMPLEMENTED): 1}
 
 
 def test_what_is_over_when_its_turn_comes_is_not_run(service: Service) -> None:
     """Its deadline has passed, or its client has gone."""
+    ends = Ends()
     with (
-        serving_calls(service) as (target, _),
+        serving_calls(service, observe=ends.observe) as (target, _),
         open_channel(target) as channel,
         open_channel(target) as other,
     ):
@@ -209,10 +221,22 @@ def test_what_is_over_when_its_turn_comes_is_not_run(service: Service) -> None:
         first.result(DEADLINE)
         last.result(DEADLINE)
     assert service.ran == [b"first", b"3"]
+    # Whether the server notices first that the time is over, or that the client has left for it, is open.
+    over = ends.pop(("/t/answer", grpc.StatusCode.DEADLINE_EXCEEDED), 0)
+    assert over + ends.pop(("/t/answer", grpc.StatusCode.CANCELLED)) == 40
+    assert ends == {
+        ("/t/wait", grpc.StatusCode.OK): 1,
+        ("/t/hurry", grpc.StatusCode.OK): 2,
+        ("/t/answer", grpc.StatusCode.OK): 1,
+    }
 
 
 def test_overload_is_unavailable_and_what_is_urgent_is_served_all_the_same(service: Service) -> None:
-    with serving_calls(service, most_queued=10) as (target, _), open_channel(target) as channel:
+    ends = Ends()
+    with (
+        serving_calls(service, most_queued=10, observe=ends.observe) as (target, _),
+        open_channel(target) as channel,
+    ):
         wait: Any = channel.unary_unary("/t/wait")
         first = wait.future(b"1", timeout=DEADLINE)
         assert service.begun.acquire(timeout=DEADLINE)
@@ -226,6 +250,11 @@ def test_overload_is_unavailable_and_what_is_urgent_is_served_all_the_same(servi
         assert {(refusal.code, refusal.reason) for refusal in refusals} == {
             (grpc.StatusCode.UNAVAILABLE, "OVERLOADED")
         }
+    assert ends == {
+        ("/t/wait", grpc.StatusCode.OK): 11,
+        ("/t/wait", grpc.StatusCode.UNAVAILABLE): 40,
+        ("/t/hurry", grpc.StatusCode.OK): 1,
+    }
 
 
 def test_a_flood_of_calls_from_many_connections_never_ends_in_cancelled(manager: CacheManager) -> None:
@@ -244,8 +273,9 @@ def test_a_flood_of_calls_from_many_connections_never_ends_in_cancelled(manager:
 
 def test_answers_that_are_not_read_go_when_others_need_their_memory(service: Service) -> None:
     unread = UnreadAnswers[Any](1_000_000)
+    ends = Ends()
     with (
-        serving_calls(service, unread=unread) as (target, _),
+        serving_calls(service, unread=unread, observe=ends.observe) as (target, _),
         RawConnection(target, window=0) as connection,
         open_channel(target) as channel,
     ):
@@ -257,6 +287,8 @@ def test_answers_that_are_not_read_go_when_others_need_their_memory(service: Ser
         for _ in range(10):
             assert len(answer(b"300000", timeout=DEADLINE)) == 300_000
     assert unread._bytes == 0
+    # Of the three that were left, some may have had to go for the ten.
+    assert 17 <= ends["/t/answer", grpc.StatusCode.RESOURCE_EXHAUSTED] <= 20
 
 
 def test_a_draining_server_refuses_all_but_what_is_urgent(service: Service) -> None:
