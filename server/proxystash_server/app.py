@@ -80,7 +80,8 @@ def serve(settings: Settings) -> int:
                 directory.tell(f"serving on {server.address}")
                 server.start()
                 if metrics is not None:
-                    metrics.start(manager.get_statistics, server.open_streams)
+                    pool_statistics = None if pool is None else pool.statistics
+                    metrics.start(manager.get_statistics, pool_statistics, server.open_streams)
                 _calm_collector()
                 _log_start(settings, server, manager, metrics)
                 _warn_of_strangers(server.address, "nobody is asked for a password")
@@ -90,6 +91,8 @@ def serve(settings: Settings) -> int:
                 _log.info("server stopping", reason=reason, grace_period=settings.grace_period)
                 finished = _stop(server, signals, settings.grace_period)
             finally:
+                if metrics is not None:
+                    metrics.close()
                 if pool is not None:
                     pool.close()
                 manager.close()

@@ -49,7 +49,9 @@ def test_every_metric_is_named(labels: dict[str, set[str]]) -> None:
     assert {name for name in NAMED if name.startswith("proxystash_")} - labels.keys() == set()
 
 
-@pytest.mark.parametrize("message", [pb.CacheStatistics.DESCRIPTOR, pb.TierStatistics.DESCRIPTOR])
+@pytest.mark.parametrize(
+    "message", [pb.CacheStatistics.DESCRIPTOR, pb.TierStatistics.DESCRIPTOR, pb.PoolStatistics.DESCRIPTOR]
+)
 def test_every_field_of_the_statistics_is_named(message: Descriptor) -> None:
     assert {field.name for field in message.fields} - NAMED == set()
 

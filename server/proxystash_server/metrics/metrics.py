@@ -12,6 +12,8 @@ from proxystash_server.cache import CacheStatistics
 from proxystash_server.metrics.cache import CacheCollector, Streams
 from proxystash_server.metrics.calls import CallMetrics
 from proxystash_server.metrics.endpoint import MetricsEndpoint
+from proxystash_server.metrics.pool import PoolCollector
+from proxystash_server.pool.requests import PoolStatistics
 
 
 class Metrics:
@@ -31,11 +33,20 @@ class Metrics:
         self.address = self._endpoint.address
 
     def start(
-        self, take_snapshot: Callable[[], CacheStatistics], count_streams: Callable[[], Streams]
+        self,
+        take_snapshot: Callable[[], CacheStatistics],
+        take_pool_snapshot: Callable[[], PoolStatistics] | None,
+        count_streams: Callable[[], Streams],
     ) -> None:
-        """Answer, with the statistics of the cache and the open streams of each method as they then are."""
+        """Answer with the statistics of cache and pool, and the open streams, as they are when asked."""
         self._registry.register(CacheCollector(take_snapshot, count_streams))
+        if take_pool_snapshot is not None:
+            self._registry.register(PoolCollector(take_pool_snapshot))
         self._endpoint.start()
+
+    def close(self) -> None:
+        """Answer no more; idempotent. Before what the snapshots are taken of is closed."""
+        self._endpoint.close()
 
     def __enter__(self) -> Self:
         return self

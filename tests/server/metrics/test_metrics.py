@@ -16,6 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from proxystash.v1 import cache_service_pb2 as pb
 from proxystash.v1 import cache_service_pb2_grpc as pb_grpc
+from proxystash.v1 import pool_service_pb2 as pool_pb
+from proxystash.v1 import pool_service_pb2_grpc as pool_pb_grpc
 from tests.support.rpc import DEADLINE, open_channel
 from tests.support.server import ServerProcess, running_server, start_and_fail
 
@@ -170,6 +172,38 @@ class TestStatistics:
                 count = value(samples, "proxystash_tier_evictions_total", tier=name, cause=cause)
                 assert count == getattr(tier, f"evictions_{cause}")
         assert statistics.tiers[2].evictions_health == 1
+
+    def test_of_the_pool_are_those_of_the_service(self, server: ServerProcess) -> None:
+        with open_channel(server.target) as channel:
+            stub, pool = pb_grpc.CacheServiceStub(channel), pool_pb_grpc.PoolServiceStub(channel)
+            for number in range(3):
+                stub.Put(pb.PutRequest(entry=entry(number)), timeout=DEADLINE)
+            leases = [
+                pool.Acquire(pool_pb.AcquireRequest(target="t.example"), timeout=DEADLINE).leases[0]
+                for _ in range(3)
+            ]
+            pool.Acquire(pool_pb.AcquireRequest(target="t.example"), timeout=DEADLINE)
+            used = pool_pb.UseResult(outcome=pool_pb.OUTCOME_SUCCESS)
+            release = pool_pb.LeaseRelease(lease_id=leases[0].lease_id, result=used)
+            pool.Release(pool_pb.ReleaseRequest(releases=[release]), timeout=DEADLINE)
+            statistics = stub.GetStats(pb.GetStatsRequest(), timeout=DEADLINE).statistics.pool
+            samples = scrape(server)
+
+        assert (statistics.leases, statistics.granted, statistics.released) == (2, 3, 1)
+        assert statistics.shortages == statistics.successes == statistics.results == 1
+        assert value(samples, "proxystash_pool_leases") == 2
+        assert value(samples, "proxystash_pool_sessions") == statistics.sessions
+        assert value(samples, "proxystash_pool_waiting") == statistics.waiting
+        for state in ("ready", "leased_out", "resting"):
+            assert value(samples, "proxystash_pool_proxies", state=state) == getattr(statistics, state)
+        assert value(samples, "proxystash_pool_granted_total") == 3
+        assert value(samples, "proxystash_pool_ended_total", by="release") == 1
+        assert value(samples, "proxystash_pool_ended_total", by="time") == statistics.expired
+        assert value(samples, "proxystash_pool_shortages_total") == 1
+        assert value(samples, "proxystash_pool_results_total", outcome="success") == 1
+        assert value(samples, "proxystash_pool_results_total", outcome="other") == 0
+        assert value(samples, "proxystash_pool_loading") == float(statistics.loading)
+        assert value(samples, "proxystash_pool_journal_degraded") == 0
 
     def test_have_no_series_that_grows_with_the_data_and_tell_none_of_it(self, server: ServerProcess) -> None:
         with open_channel(server.target) as channel:
