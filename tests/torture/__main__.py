@@ -14,17 +14,18 @@ import traceback
 from collections.abc import Callable
 
 from proxystash_server.cache import CacheTierType
+from tests.torture.borrowers import check_leases_in_process
 from tests.torture.evicting_cache import POLICIES, check_under_eviction
 from tests.torture.failing_tier import check_under_faults
 from tests.torture.kill_points import find_points, kill_everywhere
-from tests.torture.killed_server import check_under_kills
+from tests.torture.killed_server import check_leases_under_kills, check_under_kills
 from tests.torture.machines import NAMES, run_machine
 from tests.torture.soak import run_soak
 from tests.torture.stores import BACKENDS
 from tests.torture.tally import Tally
 
 # What part of the time each takes; the kill points go on until each was hit, however long that takes.
-_SHARES = {"kill points": 0.25, "linearizability": 0.25, "state machine": 0.25, "soak": 0.25}
+_SHARES = {"kill points": 0.25, "linearizability": 0.2, "leases": 0.1, "state machine": 0.25, "soak": 0.2}
 # Those over gRPC take longer, and meet no faults.
 _EXAMPLES_AT_A_TIME = {"library": 40, "grpc": 10}
 
@@ -67,6 +68,20 @@ def torture_linearizability(tally: Tally, seed: int, seconds: float) -> None:
         print(f"  {l2_backend}: {operations:,} operations in {histories} histories, each explained")
 
 
+def torture_leases(tally: Tally, seed: int, seconds: float) -> None:
+    """Borrowers of a server that is killed again and again, and of a pool in this process."""
+    share = seconds / len(BACKENDS)
+    for l2_backend in BACKENDS:
+        until = time.monotonic() + share
+        histories = operations = 0
+        while not histories or time.monotonic() < until:
+            left = min(60.0, max(5.0, (until - time.monotonic()) / 2))
+            operations += len(check_leases_under_kills(tally, l2_backend, seed + histories, left))
+            operations += len(check_leases_in_process(tally, l2_backend, seed + histories, 2))
+            histories += 1
+        print(f"  {l2_backend}: {operations:,} operations in {2 * histories} histories, each explained")
+
+
 def torture_with_machines(tally: Tally, seed: int, seconds: float) -> None:
     """Every state machine in turn."""
     until = time.monotonic() + seconds
@@ -98,6 +113,7 @@ def torture_by_soaking(tally: Tally, seed: int, seconds: float) -> None:
 _PARTS: dict[str, Callable[[Tally, int, float], None]] = {
     "kill points": torture_kill_points,
     "linearizability": torture_linearizability,
+    "leases": torture_leases,
     "state machine": torture_with_machines,
     "soak": torture_by_soaking,
 }

@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from proxystash_server import cache
+from proxystash_server import cache, pool
 from proxystash_server.cache import L2BackendType
 from proxystash_server.cache.ground.killpoints import VARIABLE
-from tests.torture.kill_child import KEYS, Job
+from tests.torture.kill_child import FAILING_KEYS, KEYS, MAX_LEASES, Job
+from tests.torture.lease_model import LeaseModel
 from tests.torture.model import Invalidated, Model, Seen, State
 from tests.torture.stores import BACKENDS, temporary_directory
 from tests.torture.tally import BreachError, Tally
@@ -35,10 +36,10 @@ _SECONDS_FOR_ONE: Final = 120
 
 
 def find_points() -> dict[str, frozenset[L2BackendType]]:
-    """Every point that the source of the cache names, and the backends it exists with."""
+    """Every point that the source of the cache and the pool names, and the backends it exists with."""
     points: dict[str, frozenset[L2BackendType]] = {}
-    (root,) = cache.__path__
-    for path in sorted(Path(root).rglob("*.py")):
+    roots = [Path(root) for package in (cache, pool) for root in package.__path__]
+    for path in sorted(path for root in roots for path in root.rglob("*.py")):
         backends = frozenset({L2BackendType.JSONL} if path.parent.name == "jsonl" else BACKENDS)
         source = path.read_text()
         names = list(_KILL_POINT.finditer(source))
@@ -59,13 +60,19 @@ class Store:
     tally: Tally
     random: random.Random
     l2_max_entries: int | None = 8
-    model: Model = field(default_factory=lambda: Model(KEYS, threshold=_THRESHOLD))
+    # Whether what is evicted for its failures is banned.
+    bans: bool = True
+    model: Model = field(init=False)
+    leases: LeaseModel = field(default_factory=lambda: LeaseModel(MAX_LEASES))
     runs: int = 0
     # Whether L3 was away when the last process ended, and the keys that were changed since it went.
     l3_is_away: bool = False
     missed: set[str] = field(default_factory=set)
     # Whether the check must find no fault; not so after damage that was done on purpose.
     sound: bool = True
+
+    def __post_init__(self) -> None:
+        self.model = Model(KEYS, threshold=_THRESHOLD, bans=self.bans)
 
     def run(
         self,
@@ -91,6 +98,7 @@ class Store:
             changes_only,
             rotates_key,
             l3_is_away,
+            self.bans,
         )
         environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
         process = subprocess.run(
@@ -135,6 +143,7 @@ class Store:
                 if "refused" in message:
                     assert self.l3_is_away, f"{message['refused']} was refused, although nothing is wrong"
                 else:
+                    self._lent(begun, message["acknowledged"])
                     self._acknowledged(begun, message["acknowledged"])
                 begun = None
         if begun is not None:
@@ -142,6 +151,7 @@ class Store:
 
     def _compare(self, found: dict[str, Any]) -> None:
         self.l3_is_away = found["away"]
+        self.leases.listed(found["leases"], is_whole=found["loaded"] and self.sound)
         for key in KEYS:
             self._read(key, found["got"][key], "a get in the next process")
             self._read(key, found["listed"].get(key), "a list in the next process")
@@ -171,7 +181,7 @@ class Store:
                         self.model.put_blindly(one, State(begun["tag"]))
                 self.missed.update(keys)
             case "delete":
-                expected = self.model.possible[key] != {None}
+                expected = is_exact and self.model.known(key, 0) is not None
                 assert answer == expected or not is_exact, f"delete of {key!r} told {answer}"
                 self.model.delete(key)
                 self.missed.add(key)
@@ -198,6 +208,30 @@ class Store:
                 assert answer, "L3 has not caught up"
                 self.l3_is_away = False
 
+    def _lent(self, begun: dict[str, Any], answer: Any) -> None:
+        key, lease = begun["keys"][0], begun["tag"]
+        match begun["begin"]:
+            case "delete":
+                self.leases.removed(key, certain=self._is_known(key))
+            case "invalidate" if Invalidated(*answer).evicted:
+                self.leases.removed(key)
+            case "clear":
+                for one in KEYS:
+                    self.leases.removed(one)
+            case "acquire" if answer is not None:
+                lease, key, told = answer
+                self._read(key, told, "a lease")
+                self.leases.granted(lease, key)
+            case "acquire" if not self.l3_is_away:
+                never_rest = [key for key in KEYS if key not in FAILING_KEYS and not self.model.in_doubt(key)]
+                self.leases.refused(key for key in never_rest if self.model.known(key, 0) is not None)
+            case "release":
+                self.leases.released(lease, answer)
+            case "renew":
+                self.leases.renewed(lease, answer)
+            case "maintain":
+                self.leases.written_down()
+
     def _in_flight(self, begun: dict[str, Any]) -> None:
         kind, keys = begun["begin"], begun["keys"]
         match kind:
@@ -208,10 +242,18 @@ class Store:
                         self.model.put_blindly(key, State(begun["tag"]))
             case "delete":
                 self.model.delete(keys[0], certain=False)
+                self.leases.removed(keys[0], certain=False)
             case "invalidate":
                 self.model.invalidate(keys[0], None, 0)
+                self.leases.removed(keys[0], certain=False)
             case "clear":
                 self.model.clear(certain=False)
+                for key in KEYS:
+                    self.leases.removed(key, certain=False)
+            case "acquire":
+                self.leases.may_be_granted()
+            case "release":
+                self.leases.may_be_released(begun["tag"])
 
 
 def _seen(told: list[Any] | None) -> Seen | None:

@@ -6,15 +6,17 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Final
 
 import proxystash
 from proxystash_server.cache import L2BackendType
 from tests.support.scripts import run
 from tests.support.server import ServerProcess, running_server
+from tests.torture.borrowers import LIMITS, RpcLender, check_recorded, record_leases
 from tests.torture.histories import record
+from tests.torture.lease_histories import LeaseOperation
 from tests.torture.linearizability import Operation, check_history
 from tests.torture.stores import RpcDriver, temporary_directory
 from tests.torture.tally import BreachError, Tally
@@ -43,63 +45,70 @@ class _Connection:
         self._driver.client.close()
 
 
-def record_under_kills(
-    tally: Tally, l2_backend: L2BackendType, seed: int, seconds: float, *, most: int = 20_000
-) -> list[Operation]:
-    """What clients saw of a server that was killed and started again, with the same data and address.
+class KilledServer:
+    """A server that is killed and started again, with the same data and address, while clients use it."""
 
-    Goes on for so long, and ends earlier when there have been as many operations as `most`.
-    """
+    def __init__(self, target: str, most: int) -> None:
+        self.target = target
+        self.serving = threading.Event()
+        self.serving.set()
+        self.ended = threading.Event()
+        self._most = most
+        self._count = 0
+
+    def goes_on(self) -> bool:
+        """Whether a client is to go on; counts what it does."""
+        self._count += 1
+        return not self.ended.is_set() and self._count < self._most
+
+    @property
+    def is_done(self) -> bool:
+        """Whether clients have done as much as they are to do."""
+        return self._count >= self._most
+
+    def wait(self) -> None:
+        """Wait until it serves again."""
+        self.serving.wait(_SERVER_SECONDS)
+
+
+@contextmanager
+def killed_server(
+    tally: Tally, l2_backend: L2BackendType, seed: int, seconds: float, most: int
+) -> Iterator[KilledServer]:
+    """Kill a server again and again for so long, or until clients have done so much; then check its store."""
     chance = random.Random(seed)
-    serving = threading.Event()
-    serving.set()
-    ended = threading.Event()
-    connections: list[_Connection] = []
     # Small enough that entries come from every tier.
     options = ["--l1-max-entries=2", "--l2-max-entries=3", f"--l2-backend={l2_backend}", "--log-level=info"]
     until = time.monotonic() + seconds
-    count = 0
 
     with ExitStack() as stack:
         directory = stack.enter_context(temporary_directory())
         server: ServerProcess = stack.enter_context(running_server(directory / "data", *options))
-        target = server.target
-
-        def connect() -> _Connection:
-            connection = _Connection(target)
-            connections.append(connection)
-            return connection
-
-        def goes_on() -> bool:
-            nonlocal count
-            count += 1
-            return not ended.is_set() and count < most
+        killed = KilledServer(server.target, most)
 
         def kill_and_restart() -> None:
             nonlocal server
             try:
-                while time.monotonic() < until and count < most:
-                    ended.wait(chance.uniform(0.05, _LONGEST_LIFE))
-                    serving.clear()
+                while time.monotonic() < until and not killed.is_done:
+                    killed.ended.wait(chance.uniform(0.05, _LONGEST_LIFE))
+                    killed.serving.clear()
                     server.kill()
                     tally.add("kills")
                     server = stack.enter_context(
-                        running_server(directory / "data", *options, f"--listen={target}")
+                        running_server(directory / "data", *options, f"--listen={killed.target}")
                     )
-                    serving.set()
+                    killed.serving.set()
             finally:
-                ended.set()
-                serving.set()
+                killed.ended.set()
+                killed.serving.set()
 
         killer = threading.Thread(target=kill_and_restart, name="killer")
         killer.start()
         try:
-            history = record(connect, seed, goes_on, after_refusal=lambda: serving.wait(_SERVER_SECONDS))
+            yield killed
         finally:
-            ended.set()
+            killed.ended.set()
             killer.join()
-            for connection in connections:
-                connection.close()
         server.kill()
         checked = run(
             sys.executable,
@@ -107,8 +116,41 @@ def record_under_kills(
             env={"PROXYSTASH_L2_BACKEND": l2_backend},
         )
         assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def record_under_kills(
+    tally: Tally, l2_backend: L2BackendType, seed: int, seconds: float, *, most: int = 20_000
+) -> list[Operation]:
+    """What clients saw of a server that was killed and started again.
+
+    Goes on for so long, and ends earlier when there have been as many operations as `most`.
+    """
+    with killed_server(tally, l2_backend, seed, seconds, most) as server, ExitStack() as connections:
+
+        def connect() -> _Connection:
+            connection = _Connection(server.target)
+            connections.callback(connection.close)
+            return connection
+
+        history = record(connect, seed, server.goes_on, after_refusal=server.wait)
     tally.add("operations", len(history))
     return history
+
+
+def check_leases_under_kills(
+    tally: Tally, l2_backend: L2BackendType, seed: int, seconds: float, *, most: int = 20_000
+) -> list[LeaseOperation]:
+    """Record what borrowers saw of such a server, and check it; raises BreachError."""
+    with killed_server(tally, l2_backend, seed, seconds, most) as server, ExitStack() as connections:
+        with proxystash.Client(server.target, timeout=60) as client:
+            for key, limit in LIMITS.items():
+                client.put(proxystash.CacheEntry(f"http://{key}.example:80", key=key, max_leases=limit))
+
+        def connect(holder: str) -> RpcLender:
+            return connections.enter_context(RpcLender(server.target, holder))
+
+        history = record_leases(connect, seed, server.goes_on, after_refusal=server.wait)
+    return check_recorded(tally, history, f"with {l2_backend}, seed {seed}")
 
 
 def check_under_kills(tally: Tally, l2_backend: L2BackendType, seed: int, seconds: float) -> list[Operation]:

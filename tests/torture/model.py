@@ -46,15 +46,26 @@ Possible = frozenset[State | None]
 _ABSENT: Final[Possible] = frozenset({None})
 
 
+def _banned(failures: int) -> State:
+    """Nothing is stored, and whatever is put has so many failures."""
+    return State("", failures, 0)
+
+
+def _is_ban(state: State | None) -> bool:
+    return state is not None and not state.tag
+
+
 class Model:
     """The possible states of every key.
 
     Each change has `certain`: whether it was acknowledged; otherwise it may or may not have happened. A read
-    raises BreachError if it shows what none of the possible states explains.
+    raises BreachError if it shows what none of the possible states explains. With `bans`, what is evicted
+    for its failures has them again when it is put, until it is deleted.
     """
 
-    def __init__(self, keys: Iterable[str], *, threshold: int) -> None:
+    def __init__(self, keys: Iterable[str], *, threshold: int, bans: bool = False) -> None:
         self.threshold = threshold
+        self._bans = bans
         self.possible: dict[str, Possible] = dict.fromkeys(keys, _ABSENT)
         # By key what comes back if memory loses a change that stands nowhere else.
         self._fallback: dict[str, Possible] = {}
@@ -62,7 +73,10 @@ class Model:
     def put(self, key: str, new: State, now_us: int, *, healthy: bool = False, certain: bool = True) -> None:
         """A put. Unless the entry is healthy, the failures of what it replaces go on."""
         before = self.possible[key]
-        counts = {seen.failures if seen else 0 for seen in _visible(before, now_us)}
+        counts = {
+            state.failures if state is not None and (_is_ban(state) or state.seen_at(now_us)) else 0
+            for state in before
+        }
         failures = {0} if healthy else {max(new.failures, count) for count in counts}
         after: Possible = frozenset(State(new.tag, count, new.expires_at_us) for count in failures)
         self._become(key, after, certain=certain)
@@ -73,6 +87,11 @@ class Model:
 
     def delete(self, key: str, *, certain: bool = True) -> None:
         """A delete."""
+        if not certain:
+            # The entry may have gone, and the ban not.
+            failures = {state.failures for state in self.possible[key] if state is not None}
+            if self._bans:
+                self.possible[key] |= {_banned(count) for count in failures if count >= self.threshold}
         self._become(key, _ABSENT, certain=certain)
 
     def clear(self, *, certain: bool = True) -> None:
@@ -87,7 +106,10 @@ class Model:
         """
         before = self.possible[key]
         if answer is None:
-            self.possible[key] = before.union(*(self._invalidated(state, now_us)[1] for state in before))
+            after_it = before.union(*(self._invalidated(state, now_us)[1] for state in before))
+            # Evicted, and not banned yet.
+            evicted = any(map(_is_ban, after_it - before))
+            self.possible[key] = after_it | (_ABSENT if evicted else frozenset())
             return
         if not answer.found and lenient:
             return
@@ -143,11 +165,15 @@ class Model:
 
     def _invalidated(self, state: State | None, now_us: int) -> tuple[Invalidated, Possible]:
         seen = state and state.seen_at(now_us)
+        if _is_ban(state):
+            return Invalidated(False, False, 0), frozenset({state})
         if state is None or not seen:
             return Invalidated(False, False, 0), frozenset({state, None})
         failures = state.failures + 1
         if failures >= self.threshold:
-            return Invalidated(True, True, failures), _ABSENT
+            return Invalidated(True, True, failures), frozenset(
+                {_banned(failures)}
+            ) if self._bans else _ABSENT
         changed = State(state.tag, failures, state.expires_at_us)
         return Invalidated(True, False, failures), frozenset({changed})
 

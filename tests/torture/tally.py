@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from typing import Final, Literal, get_args
 
-Kind = Literal["lost", "resurrected", "stale"]
+Kind = Literal["lost", "resurrected", "stale", "lent twice", "withheld"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 
 _LABELS: Final = {
@@ -18,6 +18,8 @@ _LABELS: Final = {
     "lost": "acknowledged writes lost",
     "resurrected": "resurrections",
     "stale": "stale reads",
+    "lent twice": "leases too many",
+    "withheld": "proxies withheld",
 }
 
 

@@ -40,6 +40,37 @@ def test_a_lost_write_and_a_resurrection_would_be_noticed(l2_backend: L2BackendT
             store.check()
 
 
+@pytest.mark.parametrize("file", ["pool/leases.jsonl", "failures.jsonl"])
+def test_leases_and_bans_that_are_forgotten_would_be_noticed(file: str) -> None:
+    """Given a store that has lent and banned, and a next start without the file that says so."""
+    with temporary_directory() as directory:
+        store = Store(directory, L2BackendType.JSONL, Tally(), random.Random(1))
+
+        def forget_again_and_again() -> None:
+            for _ in range(10):
+                store.run()
+                (directory / file).unlink()
+
+        with pytest.raises(BreachError):
+            forget_again_and_again()
+
+
+def test_a_lease_too_many_and_one_too_few_would_be_noticed() -> None:
+    """Given a store and a model that was told of a lease that ended, or that never was."""
+    with temporary_directory() as directory:
+        store = Store(directory, L2BackendType.JSONL, Tally(), random.Random(1))
+        store.run(changes_only=True)
+        lease, *_ = store.leases._held
+        key = store.leases._held.pop(lease)
+        with pytest.raises(BreachError, match="resurrected"):
+            store.check()
+        store.leases._held[lease] = key
+        store.check()
+        store.leases._held["never"] = "k0"
+        with pytest.raises(BreachError, match="lost"):
+            store.check()
+
+
 @pytest.mark.parametrize("l2_backend", BACKENDS)
 def test_a_journal_that_is_not_gone_through_would_be_noticed(l2_backend: L2BackendType) -> None:
     """Given a kill while L3 is away, and a next start that does not know what L3 has missed."""

@@ -393,8 +393,13 @@ class Pool(Lending):
                     return
                 self._reload = False
                 self._told = set()
-            if self._load_all():
-                return
+            try:
+                if self._load_all():
+                    return
+            except BaseException:
+                with self._lock:
+                    self._reload = True
+                raise
 
     def run_due(self) -> None:
         """Do what is due, and answer the calls that were served."""
@@ -490,7 +495,6 @@ class Pool(Lending):
 
     def _wait_to_reload(self) -> None:
         with self._lock:
-            self._reload = True
             self._changed.wait_for(lambda: self._closing, _RELOAD_SECONDS)
 
     # -- answering, without the lock

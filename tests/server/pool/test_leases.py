@@ -447,7 +447,6 @@ def test_a_start_while_a_tier_is_away_ends_no_lease_of_an_entry_that_it_has(tmp_
         for _ in range(2):
             with pytest.raises(CacheUnavailableError):
                 fleet.crash()
-            fleet.pool._reload = True
         assert [lease.key for lease in fleet.acquire(duration=5.0)] == [here.key]
         with pytest.raises(PoolLoadingError):
             fleet.answer()

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 from proxystash_server.cache.entry.entry import CacheEntry, to_microseconds
 from proxystash_server.cache.errors import StoreError, StoreFormatError
 from proxystash_server.cache.ground.files import make_directory, replace_file
+from proxystash_server.cache.ground.killpoints import kill_point
 from proxystash_server.cache.tiers.jsonl.line import decode_line, encode_body, finish_line
 from proxystash_server.cache.tiers.jsonl.log import LogFile
 
@@ -149,8 +150,10 @@ class FailureHistory:
             self._write_anew()
             return
         try:
+            kill_point("failures.before_append")
             log.append(lines)
             log.sync()
+            kill_point("failures.after_append")
             self._is_behind = not log.is_in_place
         except OSError as error:
             self._fell_behind(error)
