@@ -133,14 +133,19 @@ def _read(
     with opened(file, name, on_progress) as source:
         folder = (Path(file).absolute() if isinstance(file, str | os.PathLike) else Path(name)).parent.name
         usual = Default(reading.scheme) if reading.scheme else default_of_name(source.name, folder)
-        for where, record, default in _records(source, container, reading.shape):
-            place = prefix + where
-            if isinstance(record, Rejected):
-                yield Rejected(place, record.reason, record.kind, record.group)
-            else:
-                yield from reading.entries(
-                    place, record, usual if default is None or reading.scheme else default
-                )
+        yield from outcomes_of(_records(source, container, reading.shape), reading, usual, prefix)
+
+
+def outcomes_of(
+    found: FoundRecords, reading: Reading, usual: Default, prefix: str = ""
+) -> Iterator[CacheEntry | Rejected]:
+    """What becomes of records, `usual` being the scheme where neither they nor their section say one."""
+    for where, record, default in found:
+        place = prefix + where
+        if isinstance(record, Rejected):
+            yield Rejected(place, record.reason, record.kind, record.group)
+        else:
+            yield from reading.entries(place, record, usual if default is None or reading.scheme else default)
 
 
 def _records(source: Source, container: str | None, shape: str | None) -> FoundRecords:
