@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import TypeVar
 
 from proxystash import _convert
 from proxystash.errors import InvalidArgumentError
 from proxystash.models import CacheEntry, EntryError, PutResult
 from proxystash.v1 import cache_service_pb2 as pb
+
+Item = TypeVar("Item")
 
 MAX_ITEMS = 1000
 # The server's limit of 4 MiB, less what the request around the entries may take.
@@ -18,9 +21,9 @@ MAX_BYTES = 4 * 1024 * 1024 - 1024
 _FRAME_BYTES = 6
 
 
-def key_batches(keys: Iterable[str | CacheEntry]) -> Iterator[tuple[int, list[str | CacheEntry]]]:
-    """Up to 1,000 keys at a time, each time with the position of the first."""
-    remaining = iter(keys)
+def batches(items: Iterable[Item]) -> Iterator[tuple[int, list[Item]]]:
+    """Up to 1,000 items at a time, each time with the position of the first."""
+    remaining = iter(items)
     start = 0
     while batch := list(islice(remaining, MAX_ITEMS)):
         yield start, batch

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 
 from proxystash.errors import InternalError, InvalidArgumentError
 from proxystash.messages import (
@@ -36,7 +38,7 @@ def entry_to_message(entry: CacheEntry) -> pb.CacheEntry:
     message = pb.CacheEntry()
     unfit = fill_entry(message, entry)
     if unfit:
-        raise _invalid(unfit)
+        raise invalid(unfit)
     if "://" in entry.key and _is_proxy_url(entry.key):
         raise InvalidArgumentError(
             "a proxy URL cannot be a key, since it stands for the key that is made of it; leave it empty",
@@ -52,7 +54,7 @@ def mode_to_message(mode: str) -> pb.PutMode.ValueType:
     try:
         return pb.PutMode.Value(f"PUT_MODE_{PutMode(mode).name}")
     except ValueError:
-        raise _invalid("mode") from None
+        raise invalid("mode") from None
 
 
 def changes_to_message(key: str | CacheEntry, changes: EntryChanges) -> pb.CacheEntry:
@@ -86,7 +88,7 @@ def checked_key(key: str | CacheEntry) -> str:
             # Or it is a key of the caller's own.
             key = cache_key(key)
     if _SURROGATE.search(key):
-        raise _invalid("key")
+        raise invalid("key")
     return key
 
 
@@ -94,7 +96,7 @@ def health_to_message(status: str) -> pb.HealthStatus.ValueType:
     """Raises InvalidArgumentError for what is no health status; the plain word will do."""
     number = HEALTH_STATUS_NUMBERS.get(status)
     if number is None:
-        raise _invalid("health_status")
+        raise invalid("health_status")
     return number
 
 
@@ -102,17 +104,22 @@ def change_kind_to_message(kind: str) -> pb.ChangeKind.ValueType:
     """Raises InvalidArgumentError for what no server tells as a change; the plain word will do."""
     number = CHANGE_KIND_NUMBERS.get(kind)
     if number is None:
-        raise _invalid("kinds")
+        raise invalid("kinds")
     return number
 
 
 def interval_to_message(interval: timedelta) -> Duration:
     """Raises InvalidArgumentError for an interval that the message cannot hold."""
+    return duration_to_message(interval, "interval")
+
+
+def duration_to_message(duration: timedelta, field: str) -> Duration:
+    """Raises InvalidArgumentError for a duration that the message cannot hold."""
     message = Duration()
     try:
-        message.FromTimedelta(interval)
+        message.FromTimedelta(duration)
     except (AttributeError, TypeError, ValueError, OverflowError):
-        raise _invalid("interval") from None
+        raise invalid(field) from None
     return message
 
 
@@ -123,16 +130,16 @@ def get_result(response: pb.GetResponse) -> GetResult | None:
 
 def get_results(response: pb.BatchGetResponse, asked: int) -> list[GetResult | None]:
     """The answers for the first keys, at least one; the server had no room for the others."""
-    _check_count(len(response.results) + response.unanswered, asked)
+    check_count(len(response.results) + response.unanswered, asked)
     if not response.results:
         raise InternalError("the server answered none of the keys", reason="UNEXPECTED_ANSWER")
     return [get_result(result) for result in response.results]
 
 
 def put_results(response: pb.BatchPutResponse, asked: int) -> list[PutResult | EntryError]:
-    _check_count(len(response.results), asked)
+    check_count(len(response.results), asked)
     return [
-        _entry_error(result.error) if result.HasField("error") else read_put_result(result.stored)
+        entry_error(result.error) if result.HasField("error") else read_put_result(result.stored)
         for result in response.results
     ]
 
@@ -154,7 +161,7 @@ def error_of_entry(error: InvalidArgumentError) -> EntryError:
     return EntryError(error.code, error.reason, error.message, error.field)
 
 
-def _entry_error(message: pb.EntryError) -> EntryError:
+def entry_error(message: pb.EntryError) -> EntryError:
     return EntryError(
         code=_CODES.get(message.code, "UNKNOWN"),
         reason=message.reason,
@@ -163,12 +170,21 @@ def _entry_error(message: pb.EntryError) -> EntryError:
     )
 
 
-def _check_count(answered: int, asked: int) -> None:
+def check_count(answered: int, asked: int) -> None:
     if answered != asked:
         raise InternalError(f"the server answered {answered} of {asked} items", reason="UNEXPECTED_ANSWER")
 
 
-def _invalid(field: str) -> InvalidArgumentError:
+def set_fields(message: Message, values: Mapping[str, object]) -> None:
+    """Set fields of numbers and texts; raises InvalidArgumentError for a value that one cannot hold."""
+    for field, value in values.items():
+        try:
+            setattr(message, field, value)
+        except (TypeError, ValueError):
+            raise invalid(field) from None
+
+
+def invalid(field: str) -> InvalidArgumentError:
     return InvalidArgumentError(
         f"{field} holds a value of the wrong type or out of range",
         code="INVALID_ARGUMENT",

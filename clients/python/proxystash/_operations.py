@@ -27,6 +27,8 @@ Request = TypeVar("Request")
 Response = TypeVar("Response")
 Answer = TypeVar("Answer")
 
+Item = TypeVar("Item")
+
 _ITEM = re.compile(r"\[(\d+)\]")
 
 
@@ -44,6 +46,14 @@ class Operation(Generic[Request, Response, Answer]):
     locate: Callable[[str], str] = str
 
 
+@dataclass(frozen=True, slots=True)
+class Page(Generic[Item]):
+    """One page of a list, and the token of the next; empty on the last page."""
+
+    items: list[Item]
+    next_page_token: str
+
+
 def get(key: str | CacheEntry) -> Operation[pb.GetRequest, pb.GetResponse, GetResult | None]:
     return Operation(pb.GetRequest(key=_convert.checked_key(key)), _convert.get_result, repeatable=True)
 
@@ -59,8 +69,13 @@ def get_many(
         pb.BatchGetRequest(keys=[_convert.checked_key(key) for key in keys]),
         lambda response: _convert.get_results(response, len(keys)),
         repeatable=True,
-        locate=lambda field: _ITEM.sub(lambda match: f"[{int(match[1]) + offset}]", field),
+        locate=moved(offset),
     )
+
+
+def moved(offset: int) -> Callable[[str], str]:
+    """Names an item of a request by its place among all that were given, of which `offset` came before."""
+    return lambda field: _ITEM.sub(lambda match: f"[{int(match[1]) + offset}]", field, count=1)
 
 
 def put(entry: CacheEntry, mode: PutMode | str) -> Operation[pb.PutRequest, pb.PutResponse, PutResult]:
@@ -80,10 +95,10 @@ def update(
     )
 
 
-def bans_page(page_token: str) -> Operation[pb.ListBansRequest, pb.ListBansResponse, BansPage]:
+def bans_page(page_token: str) -> Operation[pb.ListBansRequest, pb.ListBansResponse, Page[Ban]]:
     return Operation(
         pb.ListBansRequest(page_size=1000, page_token=page_token),
-        lambda response: BansPage([*map(messages.read_ban, response.bans)], response.next_page_token),
+        lambda response: Page([*map(messages.read_ban, response.bans)], response.next_page_token),
         repeatable=True,
     )
 
@@ -130,23 +145,9 @@ def stats() -> Operation[pb.GetStatsRequest, pb.GetStatsResponse, CacheStatistic
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
-    """One page of a list, and the token of the next; empty on the last page."""
-
-    entries: list[CacheEntry]
-    next_page_token: str
-
-
-@dataclass(frozen=True, slots=True)
-class BansPage:
-    """One page of the bans, and the token of the next; empty on the last page."""
-
-    bans: list[Ban]
-    next_page_token: str
-
-
-def list_page(request: pb.ListRequest, page_token: str) -> Operation[pb.ListRequest, pb.ListResponse, Page]:
+def list_page(
+    request: pb.ListRequest, page_token: str
+) -> Operation[pb.ListRequest, pb.ListResponse, Page[CacheEntry]]:
     request.page_token = page_token
     return Operation(
         request,
@@ -168,7 +169,7 @@ def list_request(
     return pb.ListRequest(
         page_size=page_size,
         include_credentials=include_credentials,
-        filter=_filter(source, health, schemes, labels),
+        filter=filter_message(source, health, schemes, labels),
     )
 
 
@@ -186,7 +187,7 @@ def watch_request(
 ) -> pb.WatchRequest:
     """The request for a watch that begins; a text is taken as for a list."""
     return pb.WatchRequest(
-        filter=_filter(source, health, schemes, labels),
+        filter=filter_message(source, health, schemes, labels),
         include_existing=include_existing,
         kinds=[_convert.change_kind_to_message(kind) for kind in _each(kinds)],
         include_entries=include_entries,
@@ -195,12 +196,13 @@ def watch_request(
     )
 
 
-def _filter(
-    source: str,
-    health: str | Iterable[str],
-    schemes: str | Iterable[str],
-    labels: Mapping[str, str] | None,
+def filter_message(
+    source: str = "",
+    health: str | Iterable[str] = (),
+    schemes: str | Iterable[str] = (),
+    labels: Mapping[str, str] | None = None,
 ) -> pb.ListFilter:
+    """Which entries; a text is taken as the one health status or scheme it names."""
     return pb.ListFilter(
         source=source,
         health_statuses=[_convert.health_to_message(status) for status in _each(health)],

@@ -24,6 +24,8 @@ from proxystash.errors import (
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
+    from proxystash.models import EntryError
+
 _DOMAIN = "proxystash"
 _DETAIL_KINDS = (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest, error_details_pb2.RequestInfo)
 _DETAILS_KEY = "grpc-status-details-bin"
@@ -71,6 +73,12 @@ def error_from_rpc(error: grpc.RpcError, *, target: str, timeout: float) -> Prox
     if cls is InternalError:
         return InternalError(message, code=code.name, reason=reason, field=field, request_id=request_id)
     return cls(message, code=code.name, reason=reason, field=field)
+
+
+def error_of_item(error: EntryError) -> ProxystashError:
+    """The exception that a call for one item raises, given what is said of it among many."""
+    cls = _CLASSES.get(grpc.StatusCode[error.code], ProxystashError)
+    return cls(error.message, code=error.code, reason=error.reason, field=error.field)
 
 
 def closed_error() -> ClientClosedError:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import builtins
 from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import timedelta
@@ -15,17 +14,16 @@ import grpc
 from grpc import aio
 
 from proxystash import _convert, _operations
-from proxystash._batches import key_batches, put_batches
+from proxystash._batches import batches, put_batches
+from proxystash._caller import AsyncCaller
 from proxystash._channel import (
     ChannelOptions,
     channel_options,
-    check_timeout,
     find_target,
 )
 from proxystash._defaults import DEFAULT_TIMEOUT
-from proxystash._retry import Attempts, RetryPolicy
-from proxystash._status import closed_error, deadline_error, error_from_rpc
-from proxystash.errors import FailedPreconditionError
+from proxystash._retry import RetryPolicy
+from proxystash._status import closed_error
 from proxystash.models import (
     Ban,
     CacheEntry,
@@ -40,18 +38,15 @@ from proxystash.models import (
     PutResult,
     WatchPosition,
 )
+from proxystash.pool import AsyncPool
 from proxystash.streams import AsyncResumingStream, AsyncStatsStream, LostCallback, StatsProgress
 from proxystash.v1 import cache_service_pb2 as pb
 from proxystash.v1.cache_service_pb2_grpc import CacheServiceStub
 from proxystash.watch import AsyncWatchStream, WatchProgress
 
 if TYPE_CHECKING:
-    from proxystash._operations import Operation
     from proxystash.v1.cache_service_pb2_grpc import CacheServiceAsyncStub
 
-_Request = TypeVar("_Request")
-_Response = TypeVar("_Response")
-_Answer = TypeVar("_Answer")
 _Stream = TypeVar("_Stream", bound=AsyncResumingStream[Any, Any])
 
 
@@ -72,15 +67,12 @@ class AsyncClient:
         retry: RetryPolicy | None = RetryPolicy(),  # noqa: B008 -- immutable
     ) -> None:
         self.target = find_target(target)
-        self._timeout = check_timeout(timeout)
-        self._retry = retry
-        self._closed = asyncio.Event()
-        self._streams: WeakSet[AsyncResumingStream[Any, Any]] = WeakSet()
         self._credentials = credentials
         self._options = channel_options(options)
-        # Made in the loop of the first call, which it belongs to.
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._channel: aio.Channel | None = None
+        self._caller = AsyncCaller(self.target, timeout, retry, self._open_channel)
+        self._connected: CacheServiceAsyncStub | None = None
+        self.pool = AsyncPool(self._caller)
+        self._streams: WeakSet[AsyncResumingStream[Any, Any]] = WeakSet()
 
     async def __aenter__(self) -> Self:
         return self
@@ -93,15 +85,15 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close the connection; calls still running fail with ClientClosedError, and streams end."""
-        self._closed.set()
+        self._caller.closed.set()
         for stream in list(self._streams):
             await stream.aclose()
-        if self._channel is not None:
-            await self._channel.close()
+        await self.pool.close()
+        await self._caller.close()
 
     async def get(self, key: str | CacheEntry, *, timeout: float | None = None) -> GetResult | None:
         """Look a proxy up: the entry and the tier that served it, or None on a miss. Repeatable."""
-        return await self._call(self._stub.Get, _operations.get(key), timeout)
+        return await self._caller.call(self._stub.Get, _operations.get(key), timeout)
 
     async def get_many(
         self, keys: Iterable[str | CacheEntry], *, timeout: float | None = None
@@ -111,11 +103,11 @@ class AsyncClient:
         Not atomic across keys. Entries that one answer has no room for are asked for again.
         """
         answers: builtins.list[GetResult | None] = []
-        for start, batch in key_batches(keys):
+        for start, batch in batches(keys):
             remaining = batch
             while remaining:
                 operation = _operations.get_many(remaining, start + len(batch) - len(remaining))
-                found = await self._call(self._stub.BatchGet, operation, timeout)
+                found = await self._caller.call(self._stub.BatchGet, operation, timeout)
                 answers += found
                 remaining = remaining[len(found) :]
         return answers
@@ -132,7 +124,7 @@ class AsyncClient:
         Merging keeps what the entry does not set, and labels that it does not name; the proxy lives on from
         now. Repeated when the server is unavailable, since storing the same twice does no harm.
         """
-        return await self._call(self._stub.Put, _operations.put(entry, mode), timeout)
+        return await self._caller.call(self._stub.Put, _operations.put(entry, mode), timeout)
 
     async def update(
         self, key: str | CacheEntry, *, timeout: float | None = None, **changes: Unpack[EntryChanges]
@@ -141,7 +133,7 @@ class AsyncClient:
 
         Labels are changed one by one, and None takes one away. Raises NotFoundError where nothing is stored.
         """
-        return await self._call(self._stub.Put, _operations.update(key, changes), timeout)
+        return await self._caller.call(self._stub.Put, _operations.update(key, changes), timeout)
 
     async def put_many(
         self,
@@ -159,7 +151,9 @@ class AsyncClient:
         for batch in put_batches(entries):
             answers: builtins.list[PutResult | EntryError] = []
             if batch.request.entries:
-                answers = await self._call(self._stub.BatchPut, _operations.put_many(batch, mode), timeout)
+                answers = await self._caller.call(
+                    self._stub.BatchPut, _operations.put_many(batch, mode), timeout
+                )
             outcomes += batch.merge(answers)
         return outcomes
 
@@ -168,11 +162,11 @@ class AsyncClient:
 
         A second time would answer that there was nothing, and remove what was put meanwhile.
         """
-        return await self._call(self._stub.Delete, _operations.delete(key), timeout)
+        return await self._caller.call(self._stub.Delete, _operations.delete(key), timeout)
 
     async def clear(self, *, timeout: float | None = None) -> int:
         """Remove every proxy, and tell how many there were. Sent once at most, as delete is."""
-        return await self._call(self._stub.Clear, _operations.clear(), timeout)
+        return await self._caller.call(self._stub.Clear, _operations.clear(), timeout)
 
     async def invalidate_by_health(
         self, key: str | CacheEntry, *, timeout: float | None = None
@@ -182,25 +176,19 @@ class AsyncClient:
         Each report counts, so repeating one could evict a proxy that failed once.
         """
         operation = _operations.invalidate_by_health(key)
-        return await self._call(self._stub.InvalidateByHealth, operation, timeout)
+        return await self._caller.call(self._stub.InvalidateByHealth, operation, timeout)
 
     async def bans(self, *, timeout: float | None = None) -> AsyncIterator[Ban]:
         """Go through the proxies that are banned after their failures, in key order. Repeatable.
 
         The timeout is that of one page.
         """
-        token = ""
-        while True:
-            page = await self._call(self._stub.ListBans, _operations.bans_page(token), timeout)
-            for ban in page.bans:
-                yield ban
-            token = page.next_page_token
-            if not token:
-                return
+        async for ban in self._caller.pages(self._stub.ListBans, _operations.bans_page, timeout):
+            yield ban
 
     async def unban(self, key: str | CacheEntry, *, timeout: float | None = None) -> bool:
         """Forget the failures of a proxy, and tell whether it was banned. Sent once at most, as delete is."""
-        return await self._call(self._stub.Unban, _operations.unban(key), timeout)
+        return await self._caller.call(self._stub.Unban, _operations.unban(key), timeout)
 
     async def list(
         self,
@@ -227,18 +215,15 @@ class AsyncClient:
             include_credentials=include_credentials,
             page_size=page_size,
         )
-        token = ""
-        while True:
-            page = await self._call(self._stub.List, _operations.list_page(request, token), timeout)
-            for entry in page.entries:
-                yield entry
-            token = page.next_page_token
-            if not token:
-                return
+        pages = self._caller.pages(
+            self._stub.List, lambda token: _operations.list_page(request, token), timeout
+        )
+        async for entry in pages:
+            yield entry
 
     async def stats(self, *, timeout: float | None = None) -> CacheStatistics:
         """One snapshot of the server's statistics. Repeatable."""
-        return await self._call(self._stub.GetStats, _operations.stats(), timeout)
+        return await self._caller.call(self._stub.GetStats, _operations.stats(), timeout)
 
     def stream_stats(
         self,
@@ -254,8 +239,8 @@ class AsyncClient:
         again from 1. A dead connection is noticed within 40 seconds.
         """
         request = pb.StreamStatsRequest(interval=_convert.interval_to_message(interval))
-        seconds = self._timeout if timeout is None else check_timeout(timeout)
-        progress = StatsProgress(self.target, seconds, self._retry, on_lost)
+        seconds = self._caller.seconds(timeout)
+        progress = StatsProgress(self.target, seconds, self._caller.retry, on_lost)
         return self._opened(AsyncStatsStream(lambda: self._stub.StreamStats(request), progress))
 
     def watch(
@@ -297,12 +282,17 @@ class AsyncClient:
             include_credentials=include_credentials,
             progress_interval=progress_interval,
         )
-        seconds = self._timeout if timeout is None else check_timeout(timeout)
-        progress = WatchProgress(self.target, seconds, self._retry, on_lost, request, after)
+        seconds = self._caller.seconds(timeout)
+        progress = WatchProgress(self.target, seconds, self._caller.retry, on_lost, request, after)
         return self._opened(AsyncWatchStream(lambda: self._stub.Watch(progress.request()), progress))
 
+    def _open_channel(self) -> aio.Channel:
+        if self._credentials is None:
+            return aio.insecure_channel(self.target, self._options)
+        return aio.secure_channel(self.target, self._credentials, self._options)
+
     def _opened(self, stream: _Stream) -> _Stream:
-        if self._closed.is_set():
+        if self._caller.closed.is_set():
             raise closed_error()
         self._streams.add(stream)
         return stream
@@ -310,55 +300,7 @@ class AsyncClient:
     @property
     def _stub(self) -> CacheServiceAsyncStub:
         """The service, for whoever runs in the client's loop; raises FailedPreconditionError elsewhere."""
-        loop = asyncio.get_running_loop()
-        if self._channel is None:
-            self._loop = loop
-            if self._credentials is None:
-                self._channel = aio.insecure_channel(self.target, self._options)
-            else:
-                self._channel = aio.secure_channel(self.target, self._credentials, self._options)
-            self._connected: CacheServiceAsyncStub = CacheServiceStub(self._channel)
-        if loop is not self._loop:
-            raise FailedPreconditionError(
-                "the client belongs to another event loop, that of its first call; make one for each loop",
-                code="FAILED_PRECONDITION",
-                reason="OTHER_EVENT_LOOP",
-            )
+        channel = self._caller.channel
+        if self._connected is None:
+            self._connected = CacheServiceStub(channel)
         return self._connected
-
-    async def _call(
-        self,
-        rpc: aio.UnaryUnaryMultiCallable[_Request, _Response],
-        operation: Operation[_Request, _Response, _Answer],
-        timeout: float | None,
-    ) -> _Answer:
-        seconds = self._timeout if timeout is None else check_timeout(timeout)
-        attempts = Attempts(seconds, self._retry, repeatable=operation.repeatable)
-        while True:
-            if self._closed.is_set():
-                raise closed_error()
-            try:
-                response = await rpc(operation.request, timeout=attempts.remaining())
-            except grpc.RpcError as error:
-                failure = error_from_rpc(error, target=self.target, timeout=seconds)
-                if failure.code == "CANCELLED" and not attempts.remaining() and not self._closed.is_set():
-                    # What gRPC may say at the deadline.
-                    failure = deadline_error(self.target, seconds)
-                failure.field = operation.locate(failure.field)
-            except asyncio.CancelledError:
-                # gRPC says so in the calling task, too, when close() cancels the call.
-                task = asyncio.current_task()
-                if not self._closed.is_set() or (task is not None and task.cancelling()):
-                    raise
-                continue
-            else:
-                return operation.convert(response)
-            await self._pause(attempts.pause_after(failure))
-
-    async def _pause(self, seconds: float) -> None:
-        """Wait, but no longer than the client is open."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._closed.wait()
-        except TimeoutError:
-            pass

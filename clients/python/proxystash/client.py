@@ -6,22 +6,22 @@ import builtins
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 from weakref import WeakSet
 
 import grpc
 
 from proxystash import _convert, _operations
-from proxystash._batches import key_batches, put_batches
+from proxystash._batches import batches, put_batches
+from proxystash._caller import Caller
 from proxystash._channel import (
     ChannelOptions,
     channel_options,
-    check_timeout,
     find_target,
 )
 from proxystash._defaults import DEFAULT_TIMEOUT
-from proxystash._retry import Attempts, RetryPolicy
-from proxystash._status import closed_error, error_from_rpc
+from proxystash._retry import RetryPolicy
+from proxystash._status import closed_error
 from proxystash.models import (
     Ban,
     CacheEntry,
@@ -36,17 +36,12 @@ from proxystash.models import (
     PutResult,
     WatchPosition,
 )
+from proxystash.pool import Pool
 from proxystash.streams import LostCallback, ResumingStream, StatsProgress, StatsStream
 from proxystash.v1 import cache_service_pb2 as pb
 from proxystash.v1.cache_service_pb2_grpc import CacheServiceStub
 from proxystash.watch import WatchProgress, WatchStream
 
-if TYPE_CHECKING:
-    from proxystash._operations import Operation
-
-_Request = TypeVar("_Request")
-_Response = TypeVar("_Response")
-_Answer = TypeVar("_Answer")
 _Stream = TypeVar("_Stream", bound=ResumingStream[Any, Any])
 
 
@@ -56,7 +51,7 @@ class Client:
     `target` is host:port, by default that of the variable PROXYSTASH_TARGET, else 127.0.0.1:50051. The
     environment's `http_proxy` and its like are not followed, unless the option `grpc.enable_http_proxy` is 1.
 
-    Where a method takes a key, a CacheEntry or a proxy URL will do.
+    Where a method takes a key, a CacheEntry or a proxy URL will do. `pool` borrows proxies.
 
     `timeout` is the deadline in seconds of each request, its repetitions included, and each method takes
     another one for its own requests. Methods that deal with more than 1,000 items make several requests.
@@ -79,9 +74,7 @@ class Client:
         retry: RetryPolicy | None = RetryPolicy(),  # noqa: B008 -- immutable
     ) -> None:
         self.target = find_target(target)
-        self._timeout = check_timeout(timeout)
-        self._retry = retry
-        self._closed = threading.Event()
+        self._caller = Caller(self.target, timeout, retry)
         # Guards the streams, and the step from "not closed" to a stream that close() can see.
         self._lock = threading.Lock()
         self._streams: WeakSet[ResumingStream[Any, Any]] = WeakSet()
@@ -90,6 +83,7 @@ class Client:
         else:
             self._channel = grpc.secure_channel(self.target, credentials, channel_options(options))
         self._stub = CacheServiceStub(self._channel)
+        self.pool = Pool(self._caller, self._channel)
 
     def __enter__(self) -> Self:
         return self
@@ -103,15 +97,16 @@ class Client:
     def close(self) -> None:
         """Close the connection; calls still running fail with ClientClosedError, and streams end."""
         with self._lock:
-            self._closed.set()
+            self._caller.closed.set()
             streams = list(self._streams)
         for stream in streams:
             stream.close()
+        self.pool.wake()
         self._channel.close()
 
     def get(self, key: str | CacheEntry, *, timeout: float | None = None) -> GetResult | None:
         """Look a proxy up: the entry and the tier that served it, or None on a miss. Repeatable."""
-        return self._call(self._stub.Get, _operations.get(key), timeout)
+        return self._caller.call(self._stub.Get, _operations.get(key), timeout)
 
     def get_many(
         self, keys: Iterable[str | CacheEntry], *, timeout: float | None = None
@@ -121,11 +116,11 @@ class Client:
         Not atomic across keys. Entries that one answer has no room for are asked for again.
         """
         answers: builtins.list[GetResult | None] = []
-        for start, batch in key_batches(keys):
+        for start, batch in batches(keys):
             remaining = batch
             while remaining:
                 operation = _operations.get_many(remaining, start + len(batch) - len(remaining))
-                found = self._call(self._stub.BatchGet, operation, timeout)
+                found = self._caller.call(self._stub.BatchGet, operation, timeout)
                 answers += found
                 remaining = remaining[len(found) :]
         return answers
@@ -142,7 +137,7 @@ class Client:
         Merging keeps what the entry does not set, and labels that it does not name; the proxy lives on from
         now. Repeated when the server is unavailable, since storing the same twice does no harm.
         """
-        return self._call(self._stub.Put, _operations.put(entry, mode), timeout)
+        return self._caller.call(self._stub.Put, _operations.put(entry, mode), timeout)
 
     def update(
         self, key: str | CacheEntry, *, timeout: float | None = None, **changes: Unpack[EntryChanges]
@@ -151,7 +146,7 @@ class Client:
 
         Labels are changed one by one, and None takes one away. Raises NotFoundError where nothing is stored.
         """
-        return self._call(self._stub.Put, _operations.update(key, changes), timeout)
+        return self._caller.call(self._stub.Put, _operations.update(key, changes), timeout)
 
     def put_many(
         self,
@@ -169,7 +164,7 @@ class Client:
         for batch in put_batches(entries):
             answers: builtins.list[PutResult | EntryError] = []
             if batch.request.entries:
-                answers = self._call(self._stub.BatchPut, _operations.put_many(batch, mode), timeout)
+                answers = self._caller.call(self._stub.BatchPut, _operations.put_many(batch, mode), timeout)
             outcomes += batch.merge(answers)
         return outcomes
 
@@ -178,11 +173,11 @@ class Client:
 
         A second time would answer that there was nothing, and remove what was put meanwhile.
         """
-        return self._call(self._stub.Delete, _operations.delete(key), timeout)
+        return self._caller.call(self._stub.Delete, _operations.delete(key), timeout)
 
     def clear(self, *, timeout: float | None = None) -> int:
         """Remove every proxy, and tell how many there were. Sent once at most, as delete is."""
-        return self._call(self._stub.Clear, _operations.clear(), timeout)
+        return self._caller.call(self._stub.Clear, _operations.clear(), timeout)
 
     def invalidate_by_health(
         self, key: str | CacheEntry, *, timeout: float | None = None
@@ -191,24 +186,20 @@ class Client:
 
         Each report counts, so repeating one could evict a proxy that failed once.
         """
-        return self._call(self._stub.InvalidateByHealth, _operations.invalidate_by_health(key), timeout)
+        return self._caller.call(
+            self._stub.InvalidateByHealth, _operations.invalidate_by_health(key), timeout
+        )
 
     def bans(self, *, timeout: float | None = None) -> Iterator[Ban]:
         """Go through the proxies that are banned after their failures, in key order. Repeatable.
 
         The timeout is that of one page.
         """
-        token = ""
-        while True:
-            page = self._call(self._stub.ListBans, _operations.bans_page(token), timeout)
-            yield from page.bans
-            token = page.next_page_token
-            if not token:
-                return
+        yield from self._caller.pages(self._stub.ListBans, _operations.bans_page, timeout)
 
     def unban(self, key: str | CacheEntry, *, timeout: float | None = None) -> bool:
         """Forget the failures of a proxy, and tell whether it was banned. Sent once at most, as delete is."""
-        return self._call(self._stub.Unban, _operations.unban(key), timeout)
+        return self._caller.call(self._stub.Unban, _operations.unban(key), timeout)
 
     def list(
         self,
@@ -235,17 +226,13 @@ class Client:
             include_credentials=include_credentials,
             page_size=page_size,
         )
-        token = ""
-        while True:
-            page = self._call(self._stub.List, _operations.list_page(request, token), timeout)
-            yield from page.entries
-            token = page.next_page_token
-            if not token:
-                return
+        yield from self._caller.pages(
+            self._stub.List, lambda token: _operations.list_page(request, token), timeout
+        )
 
     def stats(self, *, timeout: float | None = None) -> CacheStatistics:
         """One snapshot of the server's statistics. Repeatable."""
-        return self._call(self._stub.GetStats, _operations.stats(), timeout)
+        return self._caller.call(self._stub.GetStats, _operations.stats(), timeout)
 
     def stream_stats(
         self,
@@ -261,8 +248,8 @@ class Client:
         again from 1. A dead connection is noticed within 40 seconds.
         """
         request = pb.StreamStatsRequest(interval=_convert.interval_to_message(interval))
-        seconds = self._timeout if timeout is None else check_timeout(timeout)
-        progress = StatsProgress(self.target, seconds, self._retry, on_lost)
+        seconds = self._caller.seconds(timeout)
+        progress = StatsProgress(self.target, seconds, self._caller.retry, on_lost)
         return self._opened(StatsStream(lambda: self._stub.StreamStats(request), progress))
 
     def watch(
@@ -304,39 +291,13 @@ class Client:
             include_credentials=include_credentials,
             progress_interval=progress_interval,
         )
-        seconds = self._timeout if timeout is None else check_timeout(timeout)
-        progress = WatchProgress(self.target, seconds, self._retry, on_lost, request, after)
+        seconds = self._caller.seconds(timeout)
+        progress = WatchProgress(self.target, seconds, self._caller.retry, on_lost, request, after)
         return self._opened(WatchStream(lambda: self._stub.Watch(progress.request()), progress))
 
     def _opened(self, stream: _Stream) -> _Stream:
         with self._lock:
-            if self._closed.is_set():
+            if self._caller.closed.is_set():
                 raise closed_error()
             self._streams.add(stream)
         return stream
-
-    def _call(
-        self,
-        rpc: grpc.UnaryUnaryMultiCallable[_Request, _Response],
-        operation: Operation[_Request, _Response, _Answer],
-        timeout: float | None,
-    ) -> _Answer:
-        seconds = self._timeout if timeout is None else check_timeout(timeout)
-        attempts = Attempts(seconds, self._retry, repeatable=operation.repeatable)
-        while True:
-            if self._closed.is_set():
-                raise closed_error()
-            try:
-                response = rpc(operation.request, timeout=attempts.remaining())
-            except grpc.RpcError as error:
-                failure = error_from_rpc(error, target=self.target, timeout=seconds)
-                failure.field = operation.locate(failure.field)
-            except ValueError:
-                # How gRPC refuses a call on a channel that another thread has just closed.
-                if not self._closed.is_set():
-                    raise
-                continue
-            else:
-                return operation.convert(response)
-            if not self._closed.is_set():
-                self._closed.wait(attempts.pause_after(failure))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
+from proxystash.pool_models import Shortage
+
 
 class ProxystashError(Exception):
     """A call that failed.
@@ -49,6 +53,24 @@ class DeadlineExceededError(ProxystashError):
 
 class ResourceExhaustedError(ProxystashError):
     """A limit was hit, such as the number of statistics streams or the size of a message."""
+
+
+class NoProxyError(ProxystashError):
+    """No proxy can be lent: `shortage` says why, `retry_after` when the next may come free, if known."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str = "RESOURCE_EXHAUSTED",
+        reason: str = "",
+        field: str = "",
+        shortage: Shortage | None = None,
+        retry_after: timedelta | None = None,
+    ) -> None:
+        super().__init__(message, code=code, reason=reason or "NO_PROXY", field=field)
+        self.shortage = shortage
+        self.retry_after = retry_after
 
 
 class ClientClosedError(ProxystashError):

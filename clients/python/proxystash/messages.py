@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final, TypeVar
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from proxystash.compiled import compile_function, field_sources
 from proxystash.errors import InternalError
@@ -33,15 +34,32 @@ from proxystash.models import (
     TierStatistics,
     WatchPosition,
 )
+from proxystash.pool_models import (
+    BreakerState,
+    HealthEffect,
+    Lease,
+    Outcome,
+    ProxyHealth,
+    ReleaseResult,
+    RenewResult,
+    SelectionPolicy,
+    Session,
+    Shortage,
+    Standing,
+    TargetStanding,
+    TargetSummary,
+    UseResult,
+)
 from proxystash.times import as_utc
 from proxystash.v1 import cache_service_pb2 as pb
+from proxystash.v1 import pool_service_pb2 as pool_pb
 
 if TYPE_CHECKING:
     from google.protobuf.duration_pb2 import Duration
     from google.protobuf.timestamp_pb2 import Timestamp
 
 _Model = TypeVar("_Model")
-_Known = TypeVar("_Known", Tier, TierState, ChangeKind)
+_Known = TypeVar("_Known", bound=StrEnum)
 
 HEALTH_STATUS_NUMBERS: Final[Mapping[str, pb.HealthStatus.ValueType]] = {
     status: pb.HealthStatus.Value(f"HEALTH_STATUS_{status.name}") for status in HealthStatus
@@ -61,6 +79,19 @@ CHANGE_KIND_NUMBERS: Final[Mapping[str, pb.ChangeKind.ValueType]] = {
 }
 _CHANGE_KINDS: Final[Mapping[int, ChangeKind]] = {
     number: ChangeKind(kind) for kind, number in CHANGE_KIND_NUMBERS.items()
+}
+OUTCOME_NUMBERS: Final[Mapping[str, pool_pb.Outcome.ValueType]] = {
+    outcome: pool_pb.Outcome.Value(f"OUTCOME_{outcome.name}") for outcome in Outcome
+}
+_OUTCOMES: Final[Mapping[int, Outcome]] = {number: Outcome(name) for name, number in OUTCOME_NUMBERS.items()}
+POLICY_NUMBERS: Final[Mapping[str, pool_pb.SelectionPolicy.ValueType]] = {
+    policy: pool_pb.SelectionPolicy.Value(f"SELECTION_POLICY_{policy.name}") for policy in SelectionPolicy
+}
+SHORTAGES: Final[Mapping[int, Shortage]] = {
+    pool_pb.Shortage.Value(f"SHORTAGE_{shortage.name}"): shortage for shortage in Shortage
+}
+_BREAKERS: Final[Mapping[int, BreakerState]] = {
+    pool_pb.BreakerState.Value(f"BREAKER_STATE_{state.name}"): state for state in BreakerState
 }
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _UNFIT: Final = (AttributeError, KeyError, TypeError, ValueError, OverflowError)
@@ -87,6 +118,12 @@ _READ: Final[Mapping[object, str]] = {
     LatencySummary: "_read_latency(message.{0})",
     PoolStatistics | None: "_read_pool(message.{0}) if message.HasField('{0}') else None",
     tuple[TierStatistics, ...]: "tuple([_read_tier(tier) for tier in message.{0}])",
+    # Where no result has been reported.
+    Outcome | None: "_OUTCOMES.get(message.{0})",
+    BreakerState: "_known(_BREAKERS, message.{0}, 'breaker state')",
+    Standing: "_read_standing(message.{0})",
+    tuple[TargetStanding, ...]: "tuple([_read_target_standing(target) for target in message.{0}])",
+    HealthEffect | None: "read_health_effect(message.{0}) if message.HasField('{0}') else None",
 }
 # And how it gets into a message.
 _FILL: Final[Mapping[object, str]] = {
@@ -97,6 +134,8 @@ _FILL: Final[Mapping[object, str]] = {
     HealthStatus: "message.{0} = HEALTH_STATUS_NUMBERS[model.{0}]",
     HealthMonitoring | None: "if model.{0} is not None: fill_monitoring(message.{0}, model.{0})",
     Mapping[str, str]: "message.{0}.update(model.{0})",
+    bool: "message.{0} = model.{0}",
+    Outcome | str: "message.{0} = OUTCOME_NUMBERS[model.{0}]",
 }
 
 
@@ -120,6 +159,14 @@ _read_latency: Callable[[pb.LatencySummary], LatencySummary] = _reader(LatencySu
 _read_tier: Callable[[pb.TierStatistics], TierStatistics] = _reader(TierStatistics)
 _read_pool: Callable[[pb.PoolStatistics], PoolStatistics] = _reader(PoolStatistics)
 read_statistics: Callable[[pb.CacheStatistics], CacheStatistics] = _reader(CacheStatistics)
+read_lease: Callable[[pool_pb.Lease], Lease] = _reader(Lease)
+read_health_effect: Callable[[pool_pb.HealthEffect], HealthEffect] = _reader(HealthEffect)
+read_release_result: Callable[[pool_pb.ReleaseResult], ReleaseResult] = _reader(ReleaseResult)
+read_renew_result: Callable[[pool_pb.RenewResult], RenewResult] = _reader(RenewResult)
+_read_standing: Callable[[pool_pb.Standing], Standing] = _reader(Standing)
+_read_target_standing: Callable[[pool_pb.TargetStanding], TargetStanding] = _reader(TargetStanding)
+read_proxy_health: Callable[[pool_pb.ProxyHealth], ProxyHealth] = _reader(ProxyHealth)
+read_target_summary: Callable[[pool_pb.TargetSummary], TargetSummary] = _reader(TargetSummary)
 
 fill_monitoring: Callable[[pb.HealthMonitoring, HealthMonitoring], None] = compile_function(
     "fill_monitoring(message, model)",
@@ -128,20 +175,25 @@ fill_monitoring: Callable[[pb.HealthMonitoring, HealthMonitoring], None] = compi
 )
 
 
-def _make_fill_entry() -> Callable[[pb.CacheEntry, CacheEntry], str]:
+def _filler(model: type) -> Callable[[Any, Any], str]:
+    """Fills an empty message with what a client may say of a model.
+
+    It returns the name of the field whose value does not fit, if there is one: what is raised for it quotes
+    the value.
+    """
     set_by_server: dict[object, str] = {
-        field.name: "" for field in fields(CacheEntry) if field.metadata == SET_BY_SERVER
+        field.name: "" for field in fields(model) if field.metadata == SET_BY_SERVER
     }
     body = ["try:"]
-    for name, fill in field_sources(CacheEntry, {**_FILL, **set_by_server}).items():
+    for name, fill in field_sources(model, {**_FILL, **set_by_server}).items():
         body += [f"    field = {name!r}", f"    {fill}"]
     body += ["except _UNFIT:", "    return field", "return ''"]
-    return compile_function("fill_entry(message, model)", body, globals())
+    return compile_function(f"fill_{model.__name__}(message, model)", body, globals())
 
 
-# Fills an empty message with what a client may say of an entry, and returns the name of the field whose value
-# does not fit, if there is one: what is raised for it quotes the value.
-fill_entry = _make_fill_entry()
+fill_entry: Callable[[pb.CacheEntry, CacheEntry], str] = _filler(CacheEntry)
+fill_use_result: Callable[[pool_pb.UseResult, UseResult], str] = _filler(UseResult)
+fill_session: Callable[[pool_pb.Session, Session], str] = _filler(Session)
 
 
 def _time(message: Timestamp) -> datetime:

@@ -9,10 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Final, TypedDict
+from typing import TYPE_CHECKING, Annotated, Final, TypedDict
 from urllib.parse import quote
 
 from proxystash.proxies import redact, redact_url
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 MAX_INT32: Final = 2**31 - 1
 MAX_INT64: Final = 2**63 - 1
@@ -66,7 +69,7 @@ class HealthMonitoring:
     total_health_check_failures: Int64 = 0
 
     def __repr__(self) -> str:
-        return _redacted_repr(self)
+        return redacted_repr(self)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -106,7 +109,7 @@ class CacheEntry:
         return self.proxy_url.replace("://", f"://{credentials}@", 1)
 
     def __repr__(self) -> str:
-        return _redacted_repr(self)
+        return redacted_repr(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,7 +317,7 @@ class Change:
     position: WatchPosition | None = None
 
     def __repr__(self) -> str:
-        return _redacted_repr(self)
+        return redacted_repr(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,7 +335,7 @@ class StatsUpdate:
     resumed: bool = False
 
 
-def _redacted_repr(record: CacheEntry | HealthMonitoring | Change) -> str:
+def redacted_repr(record: DataclassInstance) -> str:
     """A dataclass repr that leaves out the fields marked `repr=False` and masks userinfo, also in a key."""
     shown = []
     for item in fields(record):

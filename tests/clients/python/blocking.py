@@ -9,15 +9,20 @@ from typing import Any, Self, TypeVar
 
 from proxystash import (
     AsyncClient,
+    AsyncHeldLease,
+    AsyncPool,
     Ban,
     CacheEntry,
     CacheStatistics,
     Change,
     EntryError,
     GetResult,
+    HealthEffect,
     InvalidationResult,
+    Lease,
     PutResult,
     StatsUpdate,
+    TargetSummary,
 )
 from proxystash.streams import AsyncResumingStream
 
@@ -92,8 +97,62 @@ class BlockingAsyncClient:
     def watch(self, **settings: Any) -> BlockingStream[Change]:
         return BlockingStream(self._runner, self._client.watch(**settings))
 
+    @property
+    def pool(self) -> BlockingPool:
+        return BlockingPool(self._runner, self._client.pool)
+
     def _run(self, work: Coroutine[Any, Any, _Result]) -> _Result:
         return self._runner.run(work)
+
+
+class BlockingPool:
+    """The pool of an AsyncClient; its methods mirror those of Pool."""
+
+    def __init__(self, runner: asyncio.Runner, pool: AsyncPool) -> None:
+        self._runner = runner
+        self._pool = pool
+
+    def acquire(self, target: str = "", **settings: Any) -> BlockingLease:
+        async def acquire() -> AsyncHeldLease:
+            return await self._pool.acquire(target, **settings)
+
+        return BlockingLease(self._runner, self._runner.run(acquire()))
+
+    def targets(self, **settings: Any) -> Iterator[TargetSummary]:
+        return _iterate(self._runner, self._pool.targets(**settings))
+
+    def leases(self, **settings: Any) -> Iterator[Lease]:
+        return _iterate(self._runner, self._pool.leases(**settings))
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._pool, name)
+        return lambda *arguments, **settings: self._runner.run(method(*arguments, **settings))
+
+
+class BlockingLease:
+    """A lease of an AsyncClient, as HeldLease."""
+
+    def __init__(self, runner: asyncio.Runner, held: AsyncHeldLease) -> None:
+        vars(self).update(_runner=runner, _held=held)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *ending: object) -> None:
+        self._runner.run(self._held.__aexit__(*ending))
+
+    def report(self, result: Any) -> HealthEffect:
+        effect: HealthEffect = self._runner.run(self._held.report(result))
+        return effect
+
+    def release(self, result: Any = None) -> None:
+        self._runner.run(self._held.release(result))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._held, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._held, name, value)
 
 
 class BlockingStream(Iterator[_Result]):

@@ -17,7 +17,9 @@ from grpc_status import rpc_status
 
 from proxystash.proxies import cache_key
 from proxystash.v1 import cache_service_pb2 as pb
+from proxystash.v1 import pool_service_pb2 as pool_pb
 from proxystash.v1.cache_service_pb2_grpc import CacheServiceServicer, add_CacheServiceServicer_to_server
+from proxystash.v1.pool_service_pb2_grpc import PoolServiceServicer, add_PoolServiceServicer_to_server
 
 
 @dataclass
@@ -56,8 +58,11 @@ class WatchScript:
 
 
 @dataclass
-class FakeService(CacheServiceServicer):
-    """Keeps entries in a dict. Each call takes the next fault of its method, None being a success."""
+class FakeService(CacheServiceServicer, PoolServiceServicer):
+    """Keeps entries and leases in dicts. Each call takes the next fault of its method, None being a success.
+
+    At most `most_leases` are held at a time, and none ends by itself.
+    """
 
     faults: dict[str, deque[Fault | None]] = field(default_factory=dict)
     calls: Counter[str] = field(default_factory=Counter)
@@ -66,6 +71,11 @@ class FakeService(CacheServiceServicer):
     streams: deque[StreamScript] = field(default_factory=deque)
     watches: deque[WatchScript] = field(default_factory=deque)
     most_results: int = 1000
+    leases: dict[str, pool_pb.AcquireRequest] = field(default_factory=dict)
+    released: list[pool_pb.LeaseRelease] = field(default_factory=list)
+    most_leases: int = 1_000_000
+    granted: list[str] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
     hanging: set[str] = field(default_factory=set)
     deadlines: list[float] = field(default_factory=list)
 
@@ -156,6 +166,74 @@ class FakeService(CacheServiceServicer):
         yield from script.responses
         _end(script, context)
 
+    def Acquire(
+        self, request: pool_pb.AcquireRequest, context: grpc.ServicerContext
+    ) -> pool_pb.AcquireResponse:
+        self._called("Acquire", request, context)
+        with self.lock:
+            count = min(request.count, self.most_leases - len(self.leases))
+            numbers = range(len(self.granted), len(self.granted) + count)
+            names = [f"lease-{number}" for number in numbers]
+            self.granted += names
+            self.leases.update(dict.fromkeys(names, request))
+        leases = [
+            pool_pb.Lease(
+                lease_id=name,
+                key=f"key-{name}",
+                entry=pb.CacheEntry(proxy_url="http://h:1"),
+                target=request.target,
+            )
+            for name in names
+        ]
+        shortage = pool_pb.SHORTAGE_LEASED_OUT if count < request.count else pool_pb.SHORTAGE_UNSPECIFIED
+        return pool_pb.AcquireResponse(leases=leases, shortage=shortage)
+
+    def Renew(self, request: pool_pb.RenewRequest, context: grpc.ServicerContext) -> pool_pb.RenewResponse:
+        self._called("Renew", request, context)
+        return pool_pb.RenewResponse(
+            results=[pool_pb.RenewResult(held=lease_id in self.leases) for lease_id in request.lease_ids]
+        )
+
+    def Release(
+        self, request: pool_pb.ReleaseRequest, context: grpc.ServicerContext
+    ) -> pool_pb.ReleaseResponse:
+        self._called("Release", request, context)
+        with self.lock:
+            self.released += request.releases
+            held = [self.leases.pop(release.lease_id, None) is not None for release in request.releases]
+        return pool_pb.ReleaseResponse(results=[pool_pb.ReleaseResult(released=one) for one in held])
+
+    def ReportResults(
+        self, request: pool_pb.ReportResultsRequest, context: grpc.ServicerContext
+    ) -> pool_pb.ReportResultsResponse:
+        self._called("ReportResults", request, context)
+        result = pool_pb.ReportResult(effect=pool_pb.HealthEffect())
+        return pool_pb.ReportResultsResponse(results=[result] * len(request.reports))
+
+    def EndSession(
+        self, request: pool_pb.EndSessionRequest, context: grpc.ServicerContext
+    ) -> pool_pb.EndSessionResponse:
+        self._called("EndSession", request, context)
+        return pool_pb.EndSessionResponse()
+
+    def GetProxyHealth(
+        self, request: pool_pb.GetProxyHealthRequest, context: grpc.ServicerContext
+    ) -> pool_pb.GetProxyHealthResponse:
+        self._called("GetProxyHealth", request, context)
+        return pool_pb.GetProxyHealthResponse()
+
+    def ListTargets(
+        self, request: pool_pb.ListTargetsRequest, context: grpc.ServicerContext
+    ) -> pool_pb.ListTargetsResponse:
+        self._called("ListTargets", request, context)
+        return pool_pb.ListTargetsResponse()
+
+    def ListLeases(
+        self, request: pool_pb.ListLeasesRequest, context: grpc.ServicerContext
+    ) -> pool_pb.ListLeasesResponse:
+        self._called("ListLeases", request, context)
+        return pool_pb.ListLeasesResponse()
+
     def _get(self, key: str) -> pb.GetResponse:
         entry = self.entries.get(key)
         return pb.GetResponse() if entry is None else pb.GetResponse(entry=entry, served_by=pb.TIER_L1)
@@ -188,6 +266,7 @@ def serving(
     """Serve on a free port; yields the target."""
     server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
     add_CacheServiceServicer_to_server(service, server)
+    add_PoolServiceServicer_to_server(service, server)
     if credentials is None:
         port = server.add_insecure_port(address)
     else:

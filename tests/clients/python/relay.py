@@ -17,6 +17,7 @@ class Relay:
         self.target = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
+        self._servers: set[socket.socket] = set()
         self._silent: set[socket.socket] = set()
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
@@ -44,6 +45,11 @@ class Relay:
         with self._lock:
             self._silent |= self._open
 
+    def silence_answers(self) -> None:
+        """Let every open connection deliver what the client says, and nothing that the server does."""
+        with self._lock:
+            self._silent |= self._servers
+
     def _accept(self) -> None:
         while True:
             try:
@@ -60,6 +66,7 @@ class Relay:
                 continue
             with self._lock:
                 self._open |= {client, server}
+                self._servers.add(server)
             for source, sink in ((client, server), (server, client)):
                 thread = threading.Thread(target=self._pump, args=(source, sink), daemon=True)
                 self._threads.append(thread)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from proxystash import CacheEntry, EntryError, PutResult
-from proxystash._batches import MAX_BYTES, key_batches, put_batches
+from proxystash._batches import MAX_BYTES, batches, put_batches
 
 LIMIT = 4 * 1024 * 1024
 
@@ -13,15 +13,15 @@ def entry(port: int, password_size: int = 0) -> CacheEntry:
 
 
 def test_keys_go_a_thousand_at_a_time_with_the_position_of_the_first() -> None:
-    batches = list(key_batches(str(number) for number in range(2500)))
+    found = list(batches(str(number) for number in range(2500)))
 
-    assert [(start, len(keys)) for start, keys in batches] == [(0, 1000), (1000, 1000), (2000, 500)]
-    assert [key for _, keys in batches for key in keys] == [str(number) for number in range(2500)]
+    assert [(start, len(keys)) for start, keys in found] == [(0, 1000), (1000, 1000), (2000, 500)]
+    assert [key for _, keys in found for key in keys] == [str(number) for number in range(2500)]
 
 
 def test_no_entries_make_no_request() -> None:
     assert list(put_batches([])) == []
-    assert list(key_batches([])) == []
+    assert list(batches([])) == []
 
 
 def test_entries_go_a_thousand_at_a_time() -> None:

@@ -48,11 +48,19 @@ REPEATABLE: dict[str, Call] = {
     "BatchPut": lambda client: client.put_many([ENTRY]),
     "List": lambda client: list(client.list()),
     "GetStats": lambda client: client.stats(),
+    "Acquire": lambda client: client.pool.acquire(),
+    "Renew": lambda client: client.pool.renew("x"),
+    "Release": lambda client: client.pool.release("x"),
+    "GetProxyHealth": lambda client: client.pool.health("k"),
+    "ListTargets": lambda client: list(client.pool.targets()),
+    "ListLeases": lambda client: list(client.pool.leases()),
 }
 ONCE: dict[str, Call] = {
     "Delete": lambda client: client.delete("k"),
     "Clear": lambda client: client.clear(),
     "InvalidateByHealth": lambda client: client.invalidate_by_health("k"),
+    "ReportResults": lambda client: client.pool.report("k", "success"),
+    "EndSession": lambda client: client.pool.end_session("s"),
 }
 
 
@@ -183,7 +191,7 @@ def test_every_call_has_the_clients_deadline_unless_it_brings_its_own(
     for call in (REPEATABLE | ONCE).values():
         call(client)
 
-    assert len(service.deadlines) == 9
+    assert len(service.deadlines) == len(REPEATABLE | ONCE)
     assert all(40 < left < 51 for left in service.deadlines)
 
 
