@@ -84,9 +84,15 @@ def serve(settings: Settings) -> int:
                     metrics.start(manager.get_statistics, pool_statistics, server.open_streams)
                 _calm_collector()
                 _log_start(settings, server, manager, metrics)
-                _warn_of_strangers(server.address, "nobody is asked for a password")
+                _warn_of_strangers(
+                    server.address,
+                    "other machines may reach this address, and nobody is asked for a password",
+                )
                 if metrics is not None:
-                    _warn_of_strangers(metrics.address, "its metrics are for everybody")
+                    _warn_of_strangers(
+                        metrics.address,
+                        "other machines may reach this address, and its metrics are for everybody",
+                    )
                 reason = signals.wait()
                 _log.info("server stopping", reason=reason, grace_period=settings.grace_period)
                 finished = _stop(server, signals, settings.grace_period)
@@ -255,12 +261,12 @@ def _log_start(settings: Settings, server: RpcServer, manager: CacheManager, met
     )
 
 
-def _warn_of_strangers(address: str, risk: str) -> None:
-    """Say so if other machines may reach an address, and what that means."""
+def _warn_of_strangers(address: str, event: str) -> None:
+    """Log `event` if other machines may reach an address."""
     host, _, port = address.rpartition(":")
     places = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
     if not all(ipaddress.ip_address(str(place[0])).is_loopback for *_, place in places):
-        _log.warning(f"other machines may reach this address, and {risk}", address=address)
+        _log.warning(event, address=address)
 
 
 def _describe_tier(statistics: TierStatistics) -> str:

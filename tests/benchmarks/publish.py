@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.benchmarks.growth_operations import TITLES
-from tests.benchmarks.report import summary, table
+from tests.benchmarks.report import DETAILS, SHORT, summary, table
 from tests.benchmarks.rows_growth import growth_of
 from tests.benchmarks.run_file import Run, find, read_run, write_run
 from tests.benchmarks.text import markdown_table, number
@@ -47,7 +47,8 @@ def sections(run: Run) -> dict[str, str]:
     """What the page says of a run, by the name of the section."""
     return {
         "run": _description(run.facts, summary(run.results)),
-        "table": table(run.results),
+        "table": table(run.results, SHORT),
+        "details": table(run.results, DETAILS),
         "growth": growth_table(run),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from tests.benchmarks.results import Goal, Result, State
 from tests.benchmarks.text import markdown_table, number
@@ -10,9 +11,16 @@ from tests.benchmarks.text import markdown_table, number
 HEADINGS = ("what", "against", "how", "goal", "measured", "rounds", "result", "figures")
 
 
-def table(results: Sequence[Result]) -> str:
+# What the page has first, and what it has for whoever wants to know more.
+SHORT: Final = ("what", "against", "goal", "measured", "result")
+DETAILS: Final = ("what", "how", "rounds", "figures")
+
+
+def table(results: Sequence[Result], columns: Sequence[str] = HEADINGS) -> str:
     """One line for each row, in Markdown."""
-    return markdown_table([HEADINGS, *map(_cells, results)])
+    places = [HEADINGS.index(column) for column in columns]
+    lines = [HEADINGS, *map(_cells, results)]
+    return markdown_table([[line[place] for place in places] for line in lines])
 
 
 def goal_text(goal: Goal | None, unit: str) -> str:

@@ -165,3 +165,11 @@ def test_what_a_distribution_imports_it_also_requires(folder: str, package: str)
 
     assert "grpcio" in owners
     assert {canonicalize_name(owner) for owner in owners} <= required
+
+
+def test_a_server_is_installed_without_the_tools_of_developers() -> None:
+    runtime, server = (pins(ROOT / "requirements" / name) for name in ("runtime.txt", "server.txt"))
+    assert runtime.items() <= server.items()
+    # What builds the editable installs.
+    build = {"hatchling", "packaging", "pathspec", "pluggy", "tomlkit", "trove-classifiers"}
+    assert server.keys() - runtime.keys() == build
