@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.benchmarks import rows_growth, rows_library, rows_reads, rows_redis, rows_under_load, rows_writes
+from tests.benchmarks import (
+    rows_growth,
+    rows_lending,
+    rows_library,
+    rows_reads,
+    rows_redis,
+    rows_under_load,
+    rows_writes,
+)
 from tests.benchmarks.bench import Theme
 
 THEMES: Final[tuple[Theme, ...]] = (
@@ -15,6 +23,9 @@ THEMES: Final[tuple[Theme, ...]] = (
     rows_under_load.TAIL_THEME,
     rows_under_load.STREAMS_THEME,
     rows_under_load.WATCH_THEME,
+    rows_lending.LEASE_THEME,
+    rows_lending.SELECTION_THEME,
+    rows_lending.WAITING_THEME,
     rows_redis.THEME,
     rows_reads.CLIENTS_THEME,
 )

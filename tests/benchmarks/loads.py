@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.benchmarks.processes import running
-from tests.benchmarks.tools import CONTRACT, PROTOS, find_tool
+from tests.benchmarks.tools import CONTRACTS, PROTOS, find_tool
 
-SERVICE: Final = "proxystash.v1.CacheService"
+PACKAGE: Final = "proxystash.v1"
 _FINISHED: Final = re.compile(r"^finished in \S+, ([0-9.]+) req/s", re.MULTILINE)
 _REQUESTS: Final = re.compile(r"^requests: .* (\d+) succeeded, (\d+) failed, (\d+) errored", re.MULTILINE)
 _LONGEST_SECONDS: Final = 300
@@ -50,7 +50,7 @@ def read_h2load(output: str, requests: int) -> Load:
 def h2load_command(target: str, method: str, request: Path, *options: str) -> list[str]:
     """How h2load is called for a gRPC method; one connection unless `options` have another -c."""
     headers = ["-H", "content-type:application/grpc", "-H", "te:trailers"]
-    url = f"http://{target}/{SERVICE}/{method}"
+    url = f"http://{target}/{_full_name(method)}"
     return [find_tool("h2load"), "-c", "1", *headers, "-d", str(request), *options, url]
 
 
@@ -74,8 +74,14 @@ def read_ghz(output: str, requests: int) -> Load:
 def ghz_command(target: str, method: str, requests: Path, *options: str) -> list[str]:
     """How ghz is called. Templates are off: they would cost more than the request."""
     plain = ["--insecure", "--disable-template-functions", "--disable-template-data", "--connections", "1"]
-    contract = ["--proto", str(CONTRACT), "-i", str(PROTOS), "--call", f"{SERVICE}/{method}"]
+    name = _full_name(method)
+    contract = ["--proto", str(CONTRACTS[name.partition("/")[0]]), "-i", str(PROTOS), "--call", name]
     return [find_tool("ghz"), *plain, *contract, "-D", str(requests), *options, target]
+
+
+def _full_name(method: str) -> str:
+    """`Get` is one of CacheService; of another it is written `PoolService/Acquire`."""
+    return f"{PACKAGE}.{method}" if "/" in method else f"{PACKAGE}.CacheService/{method}"
 
 
 def _run(command: list[str]) -> str:

@@ -18,6 +18,8 @@ from google.protobuf.message import Message
 
 from proxystash.v1 import cache_service_pb2 as pb
 from proxystash.v1 import cache_service_pb2_grpc as pb_grpc
+from proxystash.v1 import pool_service_pb2 as pool_pb
+from proxystash.v1 import pool_service_pb2_grpc as pool_grpc
 from proxystash_server.rpc.calls import CallPool
 from proxystash_server.rpc.workers import WorkerPool
 
@@ -26,11 +28,13 @@ ANSWERS: Final[dict[str, type[Message]]] = {
     "BatchGet": pb.BatchGetResponse,
     "Put": pb.PutResponse,
     "BatchPut": pb.BatchPutResponse,
+    "Acquire": pool_pb.AcquireResponse,
+    "Release": pool_pb.ReleaseResponse,
 }
 
 
-class NoopService(pb_grpc.CacheServiceServicer):
-    """Answers each method with one message, made once."""
+class NoopService(pb_grpc.CacheServiceServicer, pool_grpc.PoolServiceServicer):
+    """Answers each method of both services with one message, made once."""
 
     def __init__(self, answers: Path) -> None:
         for method, kind in ANSWERS.items():
@@ -57,7 +61,9 @@ def main(threads: int, answers: Path, pool: str) -> None:
         workers,
         options=[("grpc.so_reuseport", 0)],
     )
-    pb_grpc.add_CacheServiceServicer_to_server(NoopService(answers), server)  # type: ignore[abstract]  # what is not called needs no answer
+    service = NoopService(answers)  # type: ignore[abstract]  # what is not called needs no answer
+    pb_grpc.add_CacheServiceServicer_to_server(service, server)
+    pool_grpc.add_PoolServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     print(f"127.0.0.1:{port}", flush=True)

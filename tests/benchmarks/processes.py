@@ -89,6 +89,11 @@ def memory_mb(pid: int) -> float:
     raise ProcessLookupError(pid)
 
 
+def threads_of(pid: int) -> int:
+    """How many threads a process has."""
+    return sum(1 for _ in Path(f"/proc/{pid}/task").iterdir())
+
+
 class CpuMeter:
     """CPU time of some processes since the meter was made."""
 

@@ -98,7 +98,7 @@ def _measure_tail(bench: Bench, wanted: frozenset[str]) -> Mapping[str, Measurem
 def _writer(server: Server, puts: Path) -> Iterator[None]:
     before = server.entries()
     with running(ghz_command(server.target, "Put", puts, "-n", str(_WRITES), "-c", "1")) as process:
-        _wait_until(lambda: server.entries() > before)
+        wait_until(lambda: server.entries() > before)
         yield
         if process.poll() is not None:
             raise LoadError("the writer had written everything before the reader was done")
@@ -166,11 +166,11 @@ def _streams(server: Server, method: str, request: Path, count: int) -> Iterator
     """Streams that are all open, and stay so until the end of the block."""
     options = ["-c", str(_CONNECTIONS), "-m", str(count // _CONNECTIONS), "-n", str(count)]
     with running(h2load_command(server.target, method, request, *options)) as process:
-        _wait_until(lambda: _open_streams(server) == count)
+        wait_until(lambda: _open_streams(server) == count)
         yield CpuMeter(process.pid)
         if _open_streams(server) != count:
             raise LoadError(f"{_open_streams(server)} streams were left")
-    _wait_until(lambda: _open_streams(server) == 0)
+    wait_until(lambda: _open_streams(server) == 0)
 
 
 def _open_streams(server: Server) -> int:
@@ -178,7 +178,8 @@ def _open_streams(server: Server) -> int:
     return statistics.stats_subscribers + statistics.watch_subscribers
 
 
-def _wait_until(condition: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for it; raises LoadError after half a minute."""
     give_up = time.monotonic() + _SETTLE_SECONDS
     while not condition():
         if time.monotonic() > give_up:

@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 
 from proxystash.v1 import cache_service_pb2 as pb
 from proxystash.v1 import cache_service_pb2_grpc as pb_grpc
+from proxystash.v1 import pool_service_pb2_grpc as pool_grpc
 from tests.benchmarks.processes import running
 from tests.benchmarks.tools import ROOT
 from tests.support.server import running_server
@@ -30,6 +31,7 @@ class Server:
     target: str
     pid: int
     stub: pb_grpc.CacheServiceStub
+    pool: pool_grpc.PoolServiceStub
 
     def l1_hits(self) -> int:
         """Lookups that memory has answered so far."""
@@ -46,9 +48,9 @@ def proxystash(data_dir: Path, *flags: str) -> Iterator[Server]:
     """Our server, as its users start it, with default settings but for `flags`."""
     with (
         running_server(data_dir, *flags) as process,
-        _stub(process.target) as stub,
+        _stubs(process.target) as stubs,
     ):
-        yield Server(process.target, process.process.pid, stub)
+        yield Server(process.target, process.process.pid, *stubs)
 
 
 @contextmanager
@@ -63,12 +65,12 @@ def noop(
     with running(command, stdout=subprocess.PIPE, stderr=None, cwd=ROOT) as process:
         assert process.stdout is not None
         target = process.stdout.readline().strip()
-        with _stub(target) as stub:
-            yield Server(target, process.pid, stub)
+        with _stubs(target) as stubs:
+            yield Server(target, process.pid, *stubs)
 
 
 @contextmanager
-def _stub(target: str) -> Iterator[pb_grpc.CacheServiceStub]:
+def _stubs(target: str) -> Iterator[tuple[pb_grpc.CacheServiceStub, pool_grpc.PoolServiceStub]]:
     with grpc.insecure_channel(target) as channel:
         grpc.channel_ready_future(channel).result(timeout=30)
-        yield pb_grpc.CacheServiceStub(channel)
+        yield pb_grpc.CacheServiceStub(channel), pool_grpc.PoolServiceStub(channel)

@@ -1,10 +1,11 @@
 """What the load generators print is believed only if every request was answered."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.loads import Load, LoadError, read_ghz, read_h2load
+from tests.benchmarks.loads import Load, LoadError, h2load_command, read_ghz, read_h2load
 
 H2LOAD = """starting benchmark...
 finished in 2.51s, 3187.25 req/s, 1.01MB/s
@@ -39,3 +40,9 @@ def test_ghz_gives_a_rate_and_a_tail() -> None:
 def test_ghz_with_errors_is_an_error(output: str) -> None:
     with pytest.raises(LoadError):
         read_ghz(output, 100)
+
+
+def test_a_load_is_of_the_service_that_its_method_names() -> None:
+    assert h2load_command("t:1", "Get", Path("f"))[-1] == "http://t:1/proxystash.v1.CacheService/Get"
+    acquire = h2load_command("t:1", "PoolService/Acquire", Path("f"))
+    assert acquire[-1] == "http://t:1/proxystash.v1.PoolService/Acquire"

@@ -20,7 +20,9 @@ from tests.benchmarks.made_up import key_of, proxy_url
 from tests.benchmarks.messages import entry_message, write_framed
 from tests.benchmarks.processes import CpuMeter, memory_mb, running
 from tests.benchmarks.results import CannotRunError, Measurement, Row, State
+from tests.benchmarks.selection_side import SelectionSide
 from tests.benchmarks.servers import noop, proxystash
+from tests.benchmarks.worker import measure
 from tests.benchmarks.workers import WorkerError, open_worker
 
 
@@ -45,6 +47,22 @@ def test_a_worker_measures_every_operation(tmp_path: Path, backend: str) -> None
             # A store this small is all in memory.
             assert set(figures) == (set() if operation in {"below_get", "l3_get"} else {"wall_us", "cpu_us"})
             assert all(value >= 0 for value in figures.values())
+
+
+@pytest.mark.parametrize("operation", ["any", "banned"])
+def test_a_selection_is_measured_and_left_as_it_was(operation: str) -> None:
+    side = SelectionSide("", "", 1000)
+    side.fill()
+
+    for _ in range(2):
+        assert measure(side, operation, 10).keys() == {"wall_us", "cpu_us"}
+        assert side._index.sizes() == (1000, 0, 0)
+        assert not side._index.blocked(1)
+
+
+def test_a_worker_tells_what_its_store_takes_of_memory(tmp_path: Path) -> None:
+    with open_worker("selection", tmp_path, 20_000) as worker:
+        assert 100 < worker.fill() / 20_000 < 1000
 
 
 def test_a_worker_gets_from_each_tier_of_a_larger_store(tmp_path: Path) -> None:

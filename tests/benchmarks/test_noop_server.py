@@ -8,6 +8,7 @@ from typing import Literal
 import pytest
 
 from proxystash.v1 import cache_service_pb2 as pb
+from proxystash.v1 import pool_service_pb2 as pool_pb
 from tests.benchmarks.servers import noop
 from tests.support.rpc import DEADLINE
 
@@ -19,3 +20,9 @@ def test_it_gives_the_answers_it_has_whosever_threads_it_uses(
     answer = pb.GetResponse(entry=pb.CacheEntry(key="k"), served_by=pb.TIER_L1)
     with noop(tmp_path / "answers", {"Get": answer}, pool) as server:
         assert server.stub.Get(pb.GetRequest(key="k"), timeout=DEADLINE) == answer
+
+
+def test_it_also_lends(tmp_path: Path) -> None:
+    answer = pool_pb.AcquireResponse(leases=[pool_pb.Lease(lease_id="l", key="k")])
+    with noop(tmp_path / "answers", {"Acquire": answer}) as server:
+        assert server.pool.Acquire(pool_pb.AcquireRequest(), timeout=DEADLINE) == answer

@@ -13,7 +13,11 @@ from tests.benchmarks.results import CannotRunError
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PROTOS: Final = ROOT / "protos"
-CONTRACT: Final = PROTOS / "proxystash" / "v1" / "cache_service.proto"
+# By the full name of the service.
+CONTRACTS: Final = {
+    f"proxystash.v1.{service}": PROTOS / "proxystash" / "v1" / f"{file}.proto"
+    for service, file in (("CacheService", "cache_service"), ("PoolService", "pool_service"))
+}
 
 _PLACES: Final = {
     "ghz": ROOT / ".tools" / "bin" / "ghz",

@@ -1,14 +1,16 @@
 """A process that holds one library and runs batches of its operations on request.
 
 `python -m tests.benchmarks.worker SIDE CONFIGURATION` reads a line of JSON for each request, and answers it
-with one: {"fill": true} builds the store, {"operation": "miss", "count": 100} measures a batch. It ends when
-its input does. Only what its side needs is imported, since each side has an environment of its own.
+with one: {"fill": true} builds the store and tells how much memory that took, {"operation": "miss", "count":
+100} measures a batch. It ends when its input does. Only what its side needs is imported, since each side has
+an environment of its own.
 """
 
 from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -70,6 +72,12 @@ def measure(side: Side, operation: str, count: int) -> Mapping[str, float]:
     return {"wall_us": wall / units * 1e6, "cpu_us": cpu / units * 1e6}
 
 
+def _resident_bytes() -> int:
+    gc.collect()
+    with open("/proc/self/statm") as file:  # noqa: PTH123 -- pathlib is no part of what is measured
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def main(name: str, configuration: dict[str, Any]) -> None:
     """Serve requests until the input ends."""
     side: Side
@@ -77,6 +85,10 @@ def main(name: str, configuration: dict[str, Any]) -> None:
         from tests.benchmarks.proxystash_side import ProxystashSide
 
         side = ProxystashSide(**configuration)
+    elif name == "selection":
+        from tests.benchmarks.selection_side import SelectionSide
+
+        side = SelectionSide(**configuration)
     else:
         from tests.benchmarks.proxywhirl_side import ProxywhirlSide
 
@@ -85,7 +97,9 @@ def main(name: str, configuration: dict[str, Any]) -> None:
         request = json.loads(line)
         answer: Mapping[str, float] = {}
         if "fill" in request:
+            before = _resident_bytes()
             side.fill()
+            answer = {"resident_bytes": _resident_bytes() - before}
         else:
             answer = measure(side, request["operation"], request["count"])
         print(json.dumps(answer), flush=True)

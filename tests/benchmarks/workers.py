@@ -27,9 +27,9 @@ class Worker:
         self._requests = requests
         self._answers = answers
 
-    def fill(self) -> None:
-        """Build the store."""
-        self._ask({"fill": True})
+    def fill(self) -> float:
+        """Build the store; how many bytes of memory the process has more."""
+        return self._ask({"fill": True})["resident_bytes"]
 
     def measure(self, operation: str, count: int) -> dict[str, float]:
         """What one call of the operation costs; nothing if the store is too small for it."""
@@ -50,7 +50,7 @@ class Worker:
 
 @contextmanager
 def open_worker(side: str, folder: Path, entries: int, backend: str = "jsonl") -> Iterator[Worker]:
-    """A worker of `proxystash` or `proxywhirl`, its store not built yet."""
+    """A worker of `proxystash`, `proxywhirl` or `selection`, its store not built yet."""
     python = find_tool("proxywhirl") if side == "proxywhirl" else sys.executable
     configuration = json.dumps({"folder": str(folder), "backend": backend, "entries": entries})
     command = [python, "-m", "tests.benchmarks.worker", side, configuration]

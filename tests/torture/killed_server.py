@@ -6,7 +6,7 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Final
 
@@ -73,18 +73,27 @@ class KilledServer:
 
 @contextmanager
 def killed_server(
-    tally: Tally, l2_backend: L2BackendType, seed: int, seconds: float, most: int
+    tally: Tally,
+    l2_backend: L2BackendType,
+    seed: int,
+    seconds: float,
+    most: int,
+    prepare: Callable[[str], object] = lambda _target: None,
 ) -> Iterator[KilledServer]:
-    """Kill a server again and again for so long, or until clients have done so much; then check its store."""
+    """Kill a server again and again for so long, or until clients have done so much; then check its store.
+
+    `prepare` is called with its address before the first kill.
+    """
     chance = random.Random(seed)
     # Small enough that entries come from every tier.
     options = ["--l1-max-entries=2", "--l2-max-entries=3", f"--l2-backend={l2_backend}", "--log-level=info"]
-    until = time.monotonic() + seconds
 
     with ExitStack() as stack:
         directory = stack.enter_context(temporary_directory())
         server: ServerProcess = stack.enter_context(running_server(directory / "data", *options))
         killed = KilledServer(server.target, most)
+        prepare(killed.target)
+        until = time.monotonic() + seconds
 
         def kill_and_restart() -> None:
             nonlocal server
@@ -141,10 +150,16 @@ def check_leases_under_kills(
     tally: Tally, l2_backend: L2BackendType, seed: int, seconds: float, *, most: int = 20_000
 ) -> list[LeaseOperation]:
     """Record what borrowers saw of such a server, and check it; raises BreachError."""
-    with killed_server(tally, l2_backend, seed, seconds, most) as server, ExitStack() as connections:
-        with proxystash.Client(server.target, timeout=60) as client:
+
+    def put_all(target: str) -> None:
+        with proxystash.Client(target, timeout=60) as client:
             for key, limit in LIMITS.items():
                 client.put(proxystash.CacheEntry(f"http://{key}.example:80", key=key, max_leases=limit))
+
+    with (
+        killed_server(tally, l2_backend, seed, seconds, most, put_all) as server,
+        ExitStack() as connections,
+    ):
 
         def connect(holder: str) -> RpcLender:
             return connections.enter_context(RpcLender(server.target, holder))
