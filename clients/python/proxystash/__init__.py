@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         read_proxy_files,
     )
     from proxystash.held import AsyncHeldLease, HeldLease
+    from proxystash.leaser import AsyncLeaser, Leaser
     from proxystash.models import (
         Ban,
         CacheEntry,
@@ -105,6 +106,7 @@ __all__ = [
     "AcquireResult",
     "AsyncClient",
     "AsyncHeldLease",
+    "AsyncLeaser",
     "AsyncPool",
     "AsyncStatsStream",
     "AsyncWatchStream",
@@ -133,6 +135,7 @@ __all__ = [
     "LatencySummary",
     "Lease",
     "LeaseRelease",
+    "Leaser",
     "ListReader",
     "NoProxyError",
     "NotFoundError",
@@ -204,6 +207,7 @@ _MODULES = {
         "read_proxy_files",
     ],
     "held": ["AsyncHeldLease", "HeldLease"],
+    "leaser": ["AsyncLeaser", "Leaser"],
     "models": [
         "Ban",
         "CacheEntry",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 from proxystash import _convert
 from proxystash._pool_operations import Result, use_result
@@ -17,6 +17,8 @@ from proxystash.outcomes import outcome_of_error
 from proxystash.pool_models import LeaseRelease, Outcome, UseReport, UseResult
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from proxystash.models import CacheEntry
     from proxystash.pool_models import HealthEffect, Lease
 
@@ -225,3 +227,24 @@ class AsyncHeldLease(Held):
     async def _release(self, release: LeaseRelease) -> None:
         self._is_released = True
         await self._end(self, release)
+
+
+class AcquiringLease(Awaitable[AsyncHeldLease]):
+    """A lease that is being acquired: to be awaited, or for `async with`. Once."""
+
+    def __init__(self, acquiring: Coroutine[Any, Any, AsyncHeldLease]) -> None:
+        self._acquiring = acquiring
+        self._held: AsyncHeldLease | None = None
+
+    def __await__(self) -> Generator[Any, None, AsyncHeldLease]:
+        return self._acquiring.__await__()
+
+    async def __aenter__(self) -> AsyncHeldLease:
+        self._held = await self._acquiring
+        return self._held
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._held is not None
+        await self._held.__aexit__(kind, error, trace)

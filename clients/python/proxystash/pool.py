@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack
+from weakref import WeakSet
 
 from proxystash import _pool_operations
 from proxystash._batches import batches
@@ -14,7 +15,8 @@ from proxystash._operations import moved
 from proxystash._pool_operations import Result, lease_id_of, no_proxy, report_of, use_result
 from proxystash._renewals import AsyncRenewer, Renewer, renewal_time
 from proxystash._status import error_of_item
-from proxystash.held import AsyncHeldLease, HeldLease, Term, steady
+from proxystash.held import AcquiringLease, AsyncHeldLease, HeldLease, Term, steady
+from proxystash.leaser import AsyncLeaser, Borrowing, Leaser
 from proxystash.models import CacheEntry, EntryError
 from proxystash.pool_models import (
     AcquireOptions,
@@ -22,6 +24,7 @@ from proxystash.pool_models import (
     HealthEffect,
     Lease,
     LeaseRelease,
+    LeaserOptions,
     ProxyHealth,
     ReleaseResult,
     RenewResult,
@@ -32,8 +35,6 @@ from proxystash.v1 import pool_service_pb2 as pb
 from proxystash.v1.pool_service_pb2_grpc import PoolServiceStub
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     import grpc
 
     from proxystash._caller import AsyncCaller, Caller
@@ -55,6 +56,7 @@ class Pool:
         self._caller = caller
         self._stub = PoolServiceStub(channel)
         self._renewer = Renewer(caller, self._stub)
+        self._leasers: WeakSet[Leaser] = WeakSet()
 
     def acquire(
         self, target: str = "", *, timeout: float | None = None, **options: Unpack[AcquireOptions]
@@ -181,11 +183,19 @@ class Pool:
         page = _pool_operations.leases_page(key, holder, target, session_id)
         return self._caller.pages(self._stub.ListLeases, page, timeout)
 
+    def leaser(self, **options: Unpack[LeaserOptions]) -> Leaser:
+        """Keep a few leases ready, so that one is had in microseconds; to be closed before the client is."""
+        leaser = Leaser(self._caller, self._stub, self._renewer, self._report, Borrowing(**options))
+        self._leasers.add(leaser)
+        return leaser
+
     def wake(self) -> None:
         """Have what goes on in the background see that the client is closed."""
         self._renewer.wake()
+        for leaser in list(self._leasers):
+            leaser.wake()
 
-    def _acquire(self, request: pb.AcquireRequest, timeout: float | None) -> AcquireResult:
+    def _acquire(self, request: pb.AcquireRequest, timeout: float | None = None) -> AcquireResult:
         seconds = self._caller.seconds(timeout)
 
         def acquire(request: pb.AcquireRequest, /, *, timeout: float | None = None) -> pb.AcquireResponse:
@@ -213,6 +223,7 @@ class AsyncPool:
         self._caller = caller
         self._connected: PoolServiceAsyncStub | None = None
         self._renewer = AsyncRenewer(caller)
+        self._leasers: WeakSet[AsyncLeaser] = WeakSet()
 
     def acquire(
         self, target: str = "", *, timeout: float | None = None, **options: Unpack[AcquireOptions]
@@ -336,8 +347,24 @@ class AsyncPool:
         async for lease in self._caller.pages(self._stub.ListLeases, page, timeout):
             yield lease
 
+    def leaser(self, **options: Unpack[LeaserOptions]) -> AsyncLeaser:
+        """Keep a few leases ready, so that one is had in microseconds; to be closed before the client is."""
+        leaser = AsyncLeaser(
+            self._caller,
+            self._acquire,
+            self.release_many,
+            lambda held: self._renewer.add(held, self._stub),
+            self._renewer.discard,
+            self._report,
+            Borrowing(**options),
+        )
+        self._leasers.add(leaser)
+        return leaser
+
     async def close(self) -> None:
         """End what goes on in the background."""
+        for leaser in list(self._leasers):
+            leaser.stop()
         await self._renewer.close()
 
     @property
@@ -360,7 +387,7 @@ class AsyncPool:
         self._renewer.add(held, self._stub)
         return held
 
-    async def _acquire(self, request: pb.AcquireRequest, timeout: float | None) -> AcquireResult:
+    async def _acquire(self, request: pb.AcquireRequest, timeout: float | None = None) -> AcquireResult:
         seconds = self._caller.seconds(timeout)
 
         def acquire(
@@ -378,27 +405,6 @@ class AsyncPool:
 
     async def _report(self, report: UseReport) -> HealthEffect:
         return _effect(await self.report_many([report]))
-
-
-class AcquiringLease(Awaitable[AsyncHeldLease]):
-    """A lease that is being acquired: to be awaited, or for `async with`. Once."""
-
-    def __init__(self, acquiring: Coroutine[Any, Any, AsyncHeldLease]) -> None:
-        self._acquiring = acquiring
-        self._held: AsyncHeldLease | None = None
-
-    def __await__(self) -> Generator[Any, None, AsyncHeldLease]:
-        return self._acquiring.__await__()
-
-    async def __aenter__(self) -> AsyncHeldLease:
-        self._held = await self._acquiring
-        return self._held
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._held is not None
-        await self._held.__aexit__(kind, error, trace)
 
 
 def _term(request: pb.AcquireRequest, asked_at: float, *, is_repeat: bool) -> Term:

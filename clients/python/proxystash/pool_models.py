@@ -116,6 +116,23 @@ class AcquireOptions(ProxyFilter, total=False):
     request_id: str
 
 
+class LeaserOptions(TypedDict, total=False):
+    """How a leaser borrows.
+
+    `ready`: how many leases it keeps for each target and filter (1 to 100, by default 8). `margin`: how much
+    of a lease is left at least when it is taken, the time limit of one use (by default 15 s). The others are
+    those of an acquire.
+    """
+
+    ready: int
+    margin: timedelta
+    lease_duration: timedelta
+    policy: SelectionPolicy | str
+    max_leases: int
+    reuse_delay: timedelta
+    holder: str
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Lease:
     """The right to use a proxy until a moment, by the server's clock.
