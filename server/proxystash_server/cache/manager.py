@@ -43,6 +43,7 @@ from proxystash_server.cache.entry.limits import (
     SECOND_US,
     check_fetch_time,
     check_key,
+    check_not_expired,
     check_ttl,
     checked_credential,
 )
@@ -270,10 +271,7 @@ class CacheManager:
             labels=labels or {},
             max_leases=max_leases,
         )
-        if entry.content.expires_at_us <= now:
-            raise InvalidEntryError(
-                "fetch_time", "ALREADY_EXPIRED", "the entry has expired: its ttl from fetch_time on is over"
-            )
+        check_not_expired(entry.content.expires_at_us, now)
         return entry
 
     # -- reading

@@ -20,6 +20,7 @@ from proxystash_server.cache import (
 )
 from proxystash_server.cache.coherence import failures
 from proxystash_server.cache.coherence.failures import BanRules, FailureHistory, Failures
+from proxystash_server.cache.entry.merging import merge_seen, update_fields
 from proxystash_server.cache.tiers.jsonl.line import encode_body, finish_line
 from tests.server.cache.stash import Stash
 from tests.server.cache.support import START_US, SWITCHED_OFF, WRITES, nothing_writable, put
@@ -172,6 +173,27 @@ def test_puts_of_a_group_see_what_the_ones_before_made_known(stash: Stash) -> No
     )
     manager.store([(good, None), (old, None)])
     assert state(manager) == (HEALTHY, 0)
+
+
+def test_a_claim_of_health_is_of_the_put_that_makes_it_also_where_that_is_combined(stash: Stash) -> None:
+    """Not of the entry that is stored, which may be older, or younger."""
+    manager = stash.open(**BANS)
+    put(manager, "a")
+    manager.invalidate_by_health("a")
+    stash.clock.advance(2)
+    put(manager, "a")
+    earlier = manager.new_entry(
+        "http://192.0.2.1:1", key="a", health_status=HEALTHY, fetch_time_us=START_US - SECOND_US
+    )
+    manager.store([(earlier, merge_seen({"health_status"}))])
+    assert state(manager) == (UNHEALTHY, 1)
+    put(manager, "b")
+    stash.clock.advance(2)
+    manager.invalidate_by_health("b")
+    stash.clock.advance(2)
+    now = manager.new_entry("http://192.0.2.1:1", key="b", health_status=HEALTHY)
+    manager.store([(now, update_fields({"health_status"}))])
+    assert state(manager, "b") == (HEALTHY, 0)
 
 
 def test_puts_of_banned_proxies_are_refused_if_it_is_configured_so(stash: Stash) -> None:

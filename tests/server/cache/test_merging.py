@@ -197,6 +197,36 @@ def test_a_merge_is_no_use_and_takes_nobody_s_place_in_memory(stash: Stash) -> N
     assert stored_in_every_tier(manager).source == "list"
 
 
+def test_an_older_sighting_makes_nobody_live_shorter(stash: Stash) -> None:
+    manager = stash.open(default_ttl_seconds=86_400)
+    before = rich(manager)
+    stash.clock.advance(10)
+    merged = store(
+        manager, merge_seen({"source"}), key="a", source="list", fetch_time_us=START_US - 3600 * SECOND_US
+    ).entry
+    assert (merged.source, merged.fetch_time_us, merged.expires_at_us) == (
+        "list",
+        START_US,
+        before.expires_at_us,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("ttl_us", 100 * SECOND_US), ("fetch_time_us", START_US - 500 * SECOND_US)]
+)
+def test_an_update_to_what_has_expired_already_is_refused_as_a_put_of_it_is(
+    stash: Stash, name: str, value: int
+) -> None:
+    manager = stash.open(default_ttl_seconds=86_400)
+    before = rich(manager)
+    stash.clock.advance(100)
+    new = manager.new_entry(URL, key="a", **{name: value})
+    [refused] = manager.store([(new, update_fields({name}))])
+    assert isinstance(refused, InvalidEntryError)
+    assert (refused.field, refused.reason) == ("fetch_time", "ALREADY_EXPIRED")
+    assert stored_in_every_tier(manager) == before
+
+
 def test_an_update_of_what_is_not_stored_is_refused(stash: Stash) -> None:
     manager = stash.open()
     [refused] = manager.store([(manager.new_entry(URL, key="a"), update_fields({"source"}))])

@@ -10,7 +10,7 @@ from proxystash_server.cache.coherence.failures import FailureHistory, Failures,
 from proxystash_server.cache.coherence.feed import Change, ChangeKind
 from proxystash_server.cache.counting.statistics import EvictionCause
 from proxystash_server.cache.entry.entry import CacheEntry, stamped, with_health
-from proxystash_server.cache.entry.limits import MAX_COUNT
+from proxystash_server.cache.entry.limits import MAX_COUNT, check_not_expired
 from proxystash_server.cache.entry.merging import Combine, keep_credentials, may_lack_credentials
 from proxystash_server.cache.errors import BannedError, CacheError, CacheUnavailableError
 from proxystash_server.cache.tiers.base import PERHAPS_HELD, Held, Read, Write
@@ -164,7 +164,8 @@ class Plan:
                     return
                 if combined is not entry:
                     entry, sealed = combined, combined.sealed
-            entry = self._in_view_of_failures(key, entry)
+                    check_not_expired(entry.expires_at_us, self._now_us)
+            entry = self._in_view_of_failures(key, entry, claimed_at_us(request.entry))
         except CacheError as error:
             self.outcomes[place] = error
             return
@@ -184,13 +185,13 @@ class Plan:
                 raise
             return None
 
-    def _in_view_of_failures(self, key: str, entry: CacheEntry) -> CacheEntry:
-        """The entry with the health that is to be believed. Raises BannedError."""
+    def _in_view_of_failures(self, key: str, entry: CacheEntry, claimed_at_us: int) -> CacheEntry:
+        """The entry with the health that is to be believed, as of when it was claimed. Raises BannedError."""
         known = self.failures[key] if key in self.failures else self._history.known.get(key)
         if known is None:
             return entry
         is_healthy = entry.health_status is HealthStatus.HEALTHY
-        if is_healthy and claimed_at_us(entry) > known.last_failure_us:
+        if is_healthy and claimed_at_us > known.last_failure_us:
             self.failures[key] = None
             return entry
         is_banned = known.banned_until_us > self._now_us

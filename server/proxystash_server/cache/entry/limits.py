@@ -65,6 +65,14 @@ def check_ttl(ttl_us: int) -> None:
         raise InvalidEntryError("ttl", "INVALID_TTL", "ttl must be between 1 second and 10 years")
 
 
+def check_not_expired(expires_at_us: int, now_us: int) -> None:
+    """Raise InvalidEntryError for an entry that has expired before it is stored."""
+    if expires_at_us <= now_us:
+        raise InvalidEntryError(
+            "fetch_time", "ALREADY_EXPIRED", "the entry has expired: its ttl from fetch_time on is over"
+        )
+
+
 def check_text(field: str, reason: str, text: str) -> None:
     """Raise InvalidEntryError if `text` has control characters or is not valid Unicode; never quotes it."""
     if text.isprintable():

@@ -61,8 +61,9 @@ def _merge_seen(names: Collection[str], stored: CacheEntry | None, new: CacheEnt
     _take(content, new.content, {*names, *credentials})
     if "labels" in names:
         content.labels = checked_labels({**stored.labels, **new.labels})
-    content.fetch_time_us = new.fetch_time_us
-    content.expires_at_us = new.fetch_time_us + (new if "ttl_us" in names else stored).ttl_us
+    # An earlier sighting is no reason to go earlier.
+    content.fetch_time_us = max(stored.fetch_time_us, new.fetch_time_us)
+    content.expires_at_us = content.fetch_time_us + (new if "ttl_us" in names else stored).ttl_us
     return _with_content(stored, content)
 
 
