@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import grpc
 from grpc import _common, _server
@@ -85,14 +85,14 @@ class CallPool:
         *,
         most_queued: int = MOST_QUEUED,
         reception: Reception[_Call] | None = None,
-        unread: UnreadAnswers[_Call] | None = None,
+        unread: UnreadAnswers[_Answering] | None = None,
         observe: Observe | None = None,
     ) -> None:
         self._workers = workers
         self._urgent_workers = urgent_workers
         self._most_queued = most_queued
         self._reception = Reception[_Call]() if reception is None else reception
-        self._unread = UnreadAnswers[_Call]() if unread is None else unread
+        self._unread = UnreadAnswers[_Answering]() if unread is None else unread
         self._observe = observe
         self._ending: Failure | None = None
 
@@ -141,7 +141,7 @@ class CallPool:
         else:
             workers.put(lambda: call.run(self._leave, self._answered))
 
-    def _answered(self, call: _Call, size: int) -> None:
+    def _answered(self, call: _Answering, size: int) -> None:
         for other in self._unread.add(call, size):
             other.cancel(ANSWER_NOT_READ)
         call.on_end(lambda: self._unread.remove(call))
@@ -150,6 +150,13 @@ class CallPool:
         following = self._reception.leave(call)
         if following is not None:
             self._receive(following)
+
+
+class _Answering(Protocol):
+    """A call, as far as its answer is concerned: _Call and StreamCall."""
+
+    def cancel(self, failure: Failure) -> None: ...
+    def on_end(self, callback: Callable[[], None]) -> None: ...
 
 
 class _Submitted:
@@ -216,7 +223,7 @@ class _Call:
     def run(
         self,
         on_taken: Callable[[_Call], None] | None,
-        on_large_answer: Callable[[_Call, int], None],
+        on_large_answer: Callable[[_Answering, int], None],
     ) -> None:
         """Run the handler with the request, unless the call is over or its deadline is.
 
@@ -247,6 +254,8 @@ class _Call:
                 on_large_answer(self, len(serialized))
             return serialized
 
+        # Where StreamCall finds it, which has the state of a call and not its CallPool.
+        state.on_large_answer = on_large_answer
         self._run(function, event, state, behavior, take_request, deserialize, serialize_answer)
 
     def end(self, failure: Failure) -> None:
@@ -259,12 +268,7 @@ class _Call:
 
     def on_end(self, callback: Callable[[], None]) -> None:
         """Have `callback` called on the completion thread once the call is over; at once if it is."""
-        with self._state.condition:
-            callbacks = self._state.callbacks
-            if callbacks is not None:
-                callbacks.append(callback)
-        if callbacks is None:
-            callback()
+        _on_end(self._state, callback)
 
 
 class StreamCall:
@@ -321,6 +325,9 @@ class StreamCall:
         So a call with one answer can be answered later, without a thread that waits: on the wire, one answer
         is a stream of one.
         """
+        on_large_answer = getattr(self._state, "on_large_answer", None)
+        if len(message) >= LARGE_ANSWER and on_large_answer is not None:
+            on_large_answer(self, len(message))
         with self._state.condition:
             if not _server._is_rpc_state_active(self._state):
                 return False
@@ -338,6 +345,10 @@ class StreamCall:
     def cancel(self, failure: Failure) -> None:
         """End the call at once with a status: a client that does not read is told, too."""
         _cancel(self._event, self._state, failure)
+
+    def on_end(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called on the completion thread once the call is over; at once if it is."""
+        _on_end(self._state, callback)
 
     def add_callback(self, callback: Callable[[], None]) -> bool:
         """Have `callback` called on the completion thread once the call is over; False if it is over."""
@@ -378,6 +389,15 @@ def _cancel(event: Any, state: Any, failure: Failure) -> None:
         state.code = failure.code
     # What `cancel` of a context does, where clients are told CANCELLED.
     event.call.cancel(_cygrpc_code(failure), failure.message)
+
+
+def _on_end(state: Any, callback: Callable[[], None]) -> None:
+    with state.condition:
+        callbacks = state.callbacks
+        if callbacks is not None:
+            callbacks.append(callback)
+    if callbacks is None:
+        callback()
 
 
 def _cygrpc_code(failure: Failure) -> Any:

@@ -17,9 +17,10 @@ from proxystash.v1 import cache_service_pb2 as pb
 from proxystash.v1 import cache_service_pb2_grpc as pb_grpc
 from proxystash_server.cache import CacheManager
 from proxystash_server.rpc.boundary import ErrorBoundary
-from proxystash_server.rpc.calls import LARGE_REQUEST, CallPool, urgent
+from proxystash_server.rpc.calls import LARGE_REQUEST, CallPool, StreamCall, urgent
 from proxystash_server.rpc.errors import SHUTTING_DOWN
 from proxystash_server.rpc.reception import Reception
+from proxystash_server.rpc.streams import non_blocking
 from proxystash_server.rpc.unread import UnreadAnswers
 from proxystash_server.rpc.workers import WorkerPool
 from tests.support.http2 import RawConnection, message_bytes
@@ -46,6 +47,10 @@ class Service:
         self.ran.append(request[:10])
         return bytes(int(request or b"0"))
 
+    @non_blocking
+    def answer_later(self, request: bytes, context: grpc.ServicerContext, _send: object) -> None:
+        StreamCall(context).answer(bytes(int(request)))
+
     @urgent
     def hurry(self, request: bytes, _context: grpc.ServicerContext) -> bytes:
         return request
@@ -60,6 +65,7 @@ def serving_calls(service: Service, **limits: Any) -> Iterator[tuple[str, CallPo
         name: grpc.unary_unary_rpc_method_handler(getattr(service, name))
         for name in ("wait", "answer", "hurry")
     }
+    handlers["answer_later"] = grpc.unary_stream_rpc_method_handler(service.answer_later)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t", handlers),))
     target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
@@ -271,7 +277,8 @@ def test_a_flood_of_calls_from_many_connections_never_ends_in_cancelled(manager:
     assert codes <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
 
 
-def test_answers_that_are_not_read_go_when_others_need_their_memory(service: Service) -> None:
+@pytest.mark.parametrize("method", ["answer", "answer_later"])
+def test_answers_that_are_not_read_go_when_others_need_their_memory(service: Service, method: str) -> None:
     unread = UnreadAnswers[Any](1_000_000)
     ends = Ends()
     with (
@@ -279,11 +286,11 @@ def test_answers_that_are_not_read_go_when_others_need_their_memory(service: Ser
         RawConnection(target, window=0) as connection,
         open_channel(target) as channel,
     ):
-        connection.calls("/t/answer", 20, message_bytes(b"300000"), end=True)
+        connection.calls(f"/t/{method}", 20, message_bytes(b"300000"), end=True)
         # Those before the last three.
         ends_of(connection, 17)
         assert unread._bytes <= 1_000_000
-        answer: Callable[..., bytes] = channel.unary_unary("/t/answer")
+        answer: Callable[..., bytes] = channel.unary_unary(f"/t/{method}")
         for _ in range(10):
             assert len(answer(b"300000", timeout=DEADLINE)) == 300_000
     assert unread._bytes == 0
