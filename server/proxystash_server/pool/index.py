@@ -298,10 +298,6 @@ class SelectionIndex:
         sparse = self._of(slot).blocks.get(target)
         return sparse is not None and sparse.is_blocked(self._number[slot])
 
-    def free_again(self) -> None:
-        """What kept slots back for some callers alone has changed."""
-        self._freed += 1
-
     def blocked(self, target: int) -> int:
         """How many slots a target blocks: O(cohorts)."""
         return sum(

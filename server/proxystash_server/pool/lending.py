@@ -314,7 +314,6 @@ class Lending:
             return
         self._live[slot] -= 1
         self._health.end_trial(slot, lease.target_number, lease.id)
-        self._index.free_again()
         self._update(slot, now, offers=True)
         if lease.trial and lease.target_number:
             self._update_pair(slot, lease.target_number, now)

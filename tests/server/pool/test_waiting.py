@@ -165,6 +165,19 @@ def test_a_reuse_delay_is_waited_for(fleet: Fleet) -> None:
     assert len(call.leases) == 1
 
 
+def test_who_was_served_has_nothing_to_do_with_the_end_of_its_wait(fleet: Fleet) -> None:
+    fleet.put(1)
+    [held] = fleet.acquire()
+    call = fleet.wait(wait=5.0)
+    fleet.pool.release([Release(held.id)])
+    fleet.pool.run_due()
+    fleet.time.pass_time(6.0)
+    fleet.pool.run_due()
+    [lease] = call.leases
+    assert fleet.pool.renew([lease.id], 60.0) != [None]
+    assert fleet.pool.statistics().shortages == 0
+
+
 def test_a_failure_of_one_answer_is_that_call_s_alone(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     fleet.put(1)
     fleet.put(2)
