@@ -111,7 +111,7 @@ class Users:
             self.chance.choice([None, 0.5]),
             self.chance.choice([None, *TARGETS]),
             self.chance.choice([1, 3]),
-            100.0 if waits else 0.0,
+            2000.0 if waits else 0.0,
         )
 
     def release(self) -> None:

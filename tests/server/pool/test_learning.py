@@ -245,6 +245,16 @@ def test_after_a_boot_with_an_earlier_clock_nothing_rests_longer_than_it_was_to(
     assert health.overall.failures == pytest.approx(1.0 + 0.5 ** (1.2 * PAIR_REST / 1800.0), abs=0.05)
 
 
+def test_a_rest_that_is_prolonged_ends_later_and_is_over_then(fleet: Fleet) -> None:
+    entry = fleet.put(1)
+    report(fleet, entry.key, Outcome.BLOCKED, TARGET)
+    report(fleet, entry.key, Outcome.RATE_LIMITED, TARGET, retry_after=3600.0)
+    fleet.time.pass_time(3599.0)
+    assert fleet.answer(target=TARGET).shortage is Shortage.RESTING
+    fleet.time.pass_time(1.0)
+    assert len(fleet.acquire(target=TARGET)) == 1
+
+
 def test_a_trial_goes_on_after_a_kill(fleet: Fleet) -> None:
     entry = fleet.put(1)
     fleet.pool._max_leases = 3
