@@ -220,7 +220,8 @@ def test_an_update_to_what_has_expired_already_is_refused_as_a_put_of_it_is(
     manager = stash.open(default_ttl_seconds=86_400)
     before = rich(manager)
     stash.clock.advance(100)
-    new = manager.new_entry(URL, key="a", **{name: value})
+    fields: dict[str, Any] = {name: value}
+    new = manager.new_entry(URL, key="a", **fields)
     [refused] = manager.store([(new, update_fields({name}))])
     assert isinstance(refused, InvalidEntryError)
     assert (refused.field, refused.reason) == ("fetch_time", "ALREADY_EXPIRED")

@@ -176,6 +176,24 @@ def test_the_result_of_a_release_counts_once_also_where_expiry_came_first(fleet:
     assert health.overall.successes == 1.0
 
 
+def test_the_result_of_a_release_counts_where_the_entry_was_put_anew_meanwhile(fleet: Fleet) -> None:
+    entry = fleet.put(1)
+    [lease] = fleet.acquire()
+    fleet.manager.delete(entry.key)
+    fleet.put(1)
+    result = UseResult(Outcome.SUCCESS, fleet.time.steady)
+    [released] = fleet.pool.release([Release(lease.id, result)])
+    assert (released.released, released.effect is not None and released.effect.found) == (False, True)
+
+
+def test_a_renewal_survives_a_kill(fleet: Fleet) -> None:
+    fleet.put(1)
+    [lease] = fleet.acquire(duration=20.0)
+    [end] = fleet.pool.renew([lease.id], 600.0)
+    [held] = fleet.crash().leases(0, 10)[0]
+    assert (held.id, held.expires_at, held.duration) == (lease.id, pytest.approx(end), 600.0)
+
+
 def test_put_keeps_a_lease_and_delete_eviction_and_clear_end_it(fleet: Fleet) -> None:
     for number in range(4):
         fleet.put(number)

@@ -62,6 +62,7 @@ def test_it_is_forgotten_after_the_idle_timeout_and_kept_by_use(fleet: Fleet) ->
     fleet.pool.renew([lease.id], 60.0)
     fleet.pool.release([Release(lease.id)])
     fleet.time.pass_time(90.0)
+    fleet.pool.run_due()
     assert fleet.pool.statistics().sessions == 1
     fleet.time.pass_time(20.0)
     fleet.pool.run_due()
