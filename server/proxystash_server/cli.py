@@ -30,7 +30,7 @@ _STANDARD_ERROR: Final = 2
 
 app = typer.Typer(
     help="A small server that keeps a scraper fleet's proxies in three tiers and shares their health.",
-    add_completion=False,
+    add_completion=True,
     no_args_is_help=True,
     # The framework's own tracebacks would show the values of variables.
     pretty_exceptions_enable=False,

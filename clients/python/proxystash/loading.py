@@ -63,6 +63,7 @@ class LoadReport:
         """The report as JSON has it."""
         return {
             "loaded": self.loaded,
+            "kept": self.kept,
             "skipped": self.count("skipped"),
             "failed": self.count("failed"),
             "rejected": [

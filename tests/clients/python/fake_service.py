@@ -24,13 +24,16 @@ from proxystash.v1.pool_service_pb2_grpc import PoolServiceServicer, add_PoolSer
 
 @dataclass
 class Fault:
-    """A status that a call fails with, with its rich details."""
+    """A status that a call fails with, with its rich details; or it hangs until its client has gone."""
 
     code: grpc.StatusCode
     message: str = "told to fail"
     details: Sequence[Message] = ()
+    hangs: bool = False
 
     def abort(self, context: grpc.ServicerContext) -> None:
+        if self.hangs:
+            wait_for_end(context)
         status = status_pb2.Status(code=self.code.value[0], message=self.message)
         for detail in self.details:
             packed = any_pb2.Any()

@@ -553,6 +553,103 @@ def test_warm_that_fails_half_way_says_how_far_it_came(
     )
 
 
+def test_ctrl_c_in_the_midst_of_warm_says_how_far_it_came(
+    service: FakeService, fake_target: str, tmp_path: Path
+) -> None:
+    service.fail("BatchPut", Fault(grpc.StatusCode.INTERNAL, hangs=True), after=1)
+    file = tmp_path / "proxies.txt"
+    file.write_text("".join(f"h:{port}\n" for port in range(1, 1501)))
+    process = subprocess.Popen(
+        [PROGRAM, "warm", str(file), "--target", fake_target],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+        text=True,
+    )
+    wait_until(lambda: service.calls["BatchPut"] == 2)
+
+    process.send_signal(signal.SIGINT)
+
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert err == "proxystash: interrupted; 1,000 were loaded, and loading them again does no harm\n"
+
+
+def test_warm_says_how_many_it_kept(run: Commands, client: Client) -> None:
+    client.put(CacheEntry("http://192.0.2.1:80", source="before"))
+    lines = "http://192.0.2.1:80\nhttp://192.0.2.2:80\n"
+
+    outcome = run("warm", "-", "--if-absent", stdin=lines)
+    counts = run("warm", "-", "--if-absent", "--json", stdin=lines).json
+
+    assert outcome.out.startswith("loaded 2 (1 of them kept as they were), skipped 0, failed 0 in ")
+    assert (counts["loaded"], counts["kept"]) == (2, 2)
+    assert "kept" not in run("warm", "-", stdin=lines).out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["list"], ["list", "--json"], ["count"], ["stats"], ["stats", "--json"], ["--help"]],
+    ids=" ".join,
+)
+def test_a_full_disk_behind_any_output_is_one_line(
+    run: Commands, client: Client, arguments: list[str]
+) -> None:
+    client.put(CacheEntry("http://192.0.2.1:80"))
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [PROGRAM, *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=60,
+            env=environment({"PROXYSTASH_TARGET": run.target}),
+        )
+
+    assert (result.returncode, result.stderr) == (
+        2, "proxystash: cannot write the output: No space left on device\n",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "before", [["--target=T"], ["--target", "T"], ["--timeout", "9", "--target", "T"]], ids=" ".join
+)
+def test_where_the_server_is_may_be_said_before_the_command(run: Commands, before: list[str]) -> None:
+    nowhere = {"PROXYSTASH_TARGET": "127.0.0.1:1"}
+    before = [text.replace("T", run.target) for text in before]
+
+    assert run(*before, "count", env=nowhere).out == "0\n"
+    assert run("--target", "127.0.0.1:1", "count", "--target", run.target, env=nowhere).code == 0
+    assert run("count", "--target", run.target, env=nowhere).code == 0
+    assert run("count", env=nowhere).code == 3
+
+
+def test_a_command_is_missed_behind_its_options(run: Commands) -> None:
+    outcome = run("--target", run.target)
+    assert outcome.code == 2
+    assert "Usage: proxystash" in outcome.out
+    assert (
+        run("--target").err == "proxystash: Option '--target' requires an argument; see `proxystash --help`\n"
+    )
+
+
+def test_a_shell_is_told_what_can_follow() -> None:
+    for words, expected in (
+        ("proxystash wa", {"warm", "watch", "watch-stats"}),
+        ("proxystash list --sou", {"--source"}),
+    ):
+        asked = {
+            "_PROXYSTASH_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(words.count(" ")),
+        }
+        result = subprocess.run(
+            [PROGRAM], capture_output=True, text=True, check=False, timeout=60, env=environment(asked)
+        )
+        assert set(result.stdout.split()) == expected
+
+
 def fill(service: FakeService, count: int) -> None:
     for entry in proxies(count):
         key = cache_key(entry.proxy_url)
@@ -617,12 +714,17 @@ def test_watch_stats_writes_one_object_on_a_line(run: Commands) -> None:
     assert (outcome.code, outcome.err) == (0, "")
     assert [line["sequence"] for line in outcome.json_lines] == [1, 2, 3]
     assert outcome.json_lines[0]["statistics"]["stats_subscribers"] == 1
+    assert outcome.json_lines[0]["per_second"] is None
+    assert outcome.json_lines[1]["per_second"] == dict.fromkeys(
+        ("hits", "misses", "promotions", "demotions", "removals"), 0
+    )
 
 
 def test_watch_stats_writes_one_line_for_each_snapshot_where_there_is_no_terminal(run: Commands) -> None:
     outcome = run("watch-stats", "--interval", "100ms", "--count", "2")
 
     assert outcome.out.count("\n") == outcome.out.count("0 entries") == 2
+    assert outcome.out.count("0.0 and 0.0 a second") == 1
 
 
 def test_watch_stats_shows_a_table_on_a_terminal(run: Commands) -> None:

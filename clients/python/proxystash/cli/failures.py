@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -41,6 +42,10 @@ _MEANINGS = {
     ExitCode.PIPE_CLOSED: "nobody reads the output any more",
     ExitCode.TERMINATED: "terminated",
 }
+
+
+# What happens to whoever writes, and to nobody else.
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def exit_codes_help() -> str:
@@ -88,6 +93,12 @@ def failing_in_one_line() -> Iterator[None]:
     except BrokenPipeError:
         discard_output()
         raise typer.Exit(ExitCode.PIPE_CLOSED) from None
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise
+        discard_output()
+        report(f"cannot write the output: {error.strerror}")
+        raise typer.Exit(ExitCode.USAGE) from None
 
 
 def _describe(error: ProxystashError) -> str:

@@ -27,8 +27,28 @@ class _Commands(TyperGroup):
         with failing_in_one_line():
             return super().invoke(ctx)
 
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # as above
+        return super().parse_args(ctx, _behind_the_command(args))
+
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]  # as above
         return list(self.commands)
+
+
+# Options of the commands that may stand before the command as well.
+_OF_COMMANDS = ("--target", "--timeout")
+
+
+def _behind_the_command(args: list[str]) -> list[str]:
+    """The arguments with what stands before the command and belongs to it moved behind it."""
+    count = 0
+    while count < len(args):
+        name, has_value, _ = args[count].partition("=")
+        if name not in _OF_COMMANDS:
+            break
+        count += 1 if has_value else 2
+    before, rest = args[:count], args[count:]
+    # Without a command they stay, for the help.
+    return [rest[0], *before, *rest[1:]] if rest and not rest[0].startswith("-") else args
 
 
 app = typer.Typer(
@@ -36,7 +56,8 @@ app = typer.Typer(
     cls=_Commands,
     help="Keep a fleet's proxies in a proxystash server: store, find, report and watch them.",
     epilog=exit_codes_help(),
-    add_completion=False,
+    # Options to install and to show it, for bash, zsh, fish and PowerShell.
+    add_completion=True,
     rich_markup_mode="rich",
     # A traceback with local variables would show passwords.
     pretty_exceptions_enable=False,
@@ -73,6 +94,14 @@ def _root(
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
     ] = False,
+    _target: Annotated[
+        str | None,
+        typer.Option("--target", metavar="HOST:PORT", help="Address of the server; also behind the command."),
+    ] = None,
+    _timeout: Annotated[
+        float | None,
+        typer.Option("--timeout", metavar="SECONDS", help="How long to wait for each answer; likewise."),
+    ] = None,
 ) -> None:
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
@@ -86,7 +115,11 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = app(standalone_mode=False)
+        # Once more, for what is printed by no command, such as the help.
+        with failing_in_one_line():
+            code = app(standalone_mode=False)
+    except typer.Exit as error:
+        code = error.exit_code
     except _ParserError as error:
         report(_describe(error))
         code = ExitCode.USAGE

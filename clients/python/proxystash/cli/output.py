@@ -21,6 +21,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from proxystash.cli.rates import Rates
 from proxystash.lists.writing import record_from_entry, whole_record
 from proxystash.models import Ban, CacheEntry, CacheStatistics, LatencySummary, PoolStatistics
 from proxystash.times import time_text
@@ -177,8 +178,8 @@ def _pool_record(pool: PoolStatistics) -> dict[str, object]:
     }
 
 
-def statistics_table(statistics: CacheStatistics) -> Table:
-    """A snapshot for people: one column for each tier, and one for the cache as a whole."""
+def statistics_table(statistics: CacheStatistics, rates: Rates | None = None) -> Table:
+    """A snapshot for people: a column for each tier, one for the cache as a whole, and one for its rates."""
     table = Table(
         box=SIMPLE_HEAD,
         pad_edge=False,
@@ -190,6 +191,8 @@ def statistics_table(statistics: CacheStatistics) -> Table:
     for tier in statistics.tiers:
         table.add_column(f"{tier.tier.value} {printable(tier.backend)}", justify="right")
     table.add_column("cache", justify="right")
+    if rates is not None:
+        table.add_column("a second", justify="right")
     tiers = statistics.tiers
     rows: list[tuple[str, list[str], str]] = [
         ("state", [tier.state.value for tier in tiers], ""),
@@ -214,7 +217,8 @@ def statistics_table(statistics: CacheStatistics) -> Table:
     if statistics.pool is not None:
         rows += _pool_rows(statistics.pool, [""] * len(tiers))
     for name, cells, total in rows:
-        table.add_row(name, *cells, total)
+        speed = [] if rates is None else [f"{rates[name]:,.1f}" if name in rates else ""]
+        table.add_row(name, *cells, total, *speed)
     return table
 
 
@@ -231,12 +235,13 @@ def _pool_rows(pool: PoolStatistics, no_cells: list[str]) -> list[tuple[str, lis
     ]
 
 
-def statistics_line(statistics: CacheStatistics) -> str:
+def statistics_line(statistics: CacheStatistics, rates: Rates | None = None) -> str:
     """A snapshot in one line."""
+    speed = "" if rates is None else f", {rates['hits']:,.1f} and {rates['misses']:,.1f} a second"
     tiers = ", ".join(f"{tier.tier.value} {tier.entries:,} {tier.state.value}" for tier in statistics.tiers)
     return (
         f"{short_time(statistics.observed_at)}  {statistics.entries:,} entries, {statistics.hits:,} hits, "
-        f"{statistics.misses:,} misses ({statistics.hit_rate:.1%}); {tiers}"
+        f"{statistics.misses:,} misses ({statistics.hit_rate:.1%}){speed}; {tiers}"
     )
 
 

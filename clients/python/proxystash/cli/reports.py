@@ -15,7 +15,10 @@ _SHOWN_GROUPS = 20
 def print_report(report: LoadReport, *, verbose: bool, seconds: float) -> None:
     """How many were loaded and why the others were not: each of them, or one of each kind."""
     skipped, failed = report.count("skipped"), report.count("failed")
-    output.print_line(f"loaded {report.loaded:,}, skipped {skipped:,}, failed {failed:,} in {seconds:.1f} s")
+    kept = f" ({report.kept:,} of them kept as they were)" if report.kept else ""
+    output.print_line(
+        f"loaded {report.loaded:,}{kept}, skipped {skipped:,}, failed {failed:,} in {seconds:.1f} s"
+    )
     if verbose or len(report.rejected) <= _SHOWN_ONE_BY_ONE:
         print_rejected(report)
     else:

@@ -14,6 +14,7 @@ from rich.live import Live
 from proxystash._defaults import DEFAULT_TARGET, DEFAULT_TIMEOUT
 from proxystash.cli import options, output
 from proxystash.cli.failures import report_lost
+from proxystash.cli.rates import RateMeter, Rates
 from proxystash.models import StatsUpdate
 
 
@@ -60,23 +61,28 @@ def watch_stats(
 
 @contextmanager
 def _display(json: bool) -> Iterator[Callable[[StatsUpdate], None]]:
-    """How a snapshot is shown: as JSON, in place on a terminal, or as a line."""
-    console = output.console()
+    """How a snapshot is shown, with rates: as JSON, in place on a terminal, or as a line."""
+    console, rates_of = output.console(), RateMeter()
     if json:
-        yield _print_json
+        yield lambda update: _print_json(update, rates_of(update.statistics))
     elif console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
-            yield lambda update: live.update(output.statistics_table(update.statistics), refresh=True)
+            yield lambda update: live.update(
+                output.statistics_table(update.statistics, rates_of(update.statistics)), refresh=True
+            )
     else:
-        yield lambda update: output.print_line(output.statistics_line(update.statistics))
+        yield lambda update: output.print_line(
+            output.statistics_line(update.statistics, rates_of(update.statistics))
+        )
 
 
-def _print_json(update: StatsUpdate) -> None:
+def _print_json(update: StatsUpdate, rates: Rates | None) -> None:
     output.print_json(
         {
             "sequence": update.sequence,
             "missed": update.missed,
             "resumed": update.resumed,
             "statistics": output.statistics_record(update.statistics),
+            "per_second": rates,
         }
     )

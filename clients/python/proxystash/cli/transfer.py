@@ -16,7 +16,7 @@ from typing import Annotated, TextIO, Unpack
 import typer
 
 from proxystash._defaults import DEFAULT_TARGET, DEFAULT_TIMEOUT
-from proxystash.cli import options, output, reports
+from proxystash.cli import failures, options, output, reports
 from proxystash.cli.failures import CommandError, ExitCode, discard_output
 from proxystash.errors import ProxystashError
 from proxystash.files import (
@@ -82,6 +82,9 @@ def warm(
     except ProxystashError as error:
         if report.loaded:
             error.add_note(f"{report.loaded:,} were loaded before that, and loading them again does no harm")
+        raise
+    except KeyboardInterrupt:
+        failures.report(f"interrupted; {report.loaded:,} were loaded, and loading them again does no harm")
         raise
     if json:
         output.print_json(report.record())
