@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from proxystash_server.cache.tiers.jsonl.records import Record
 from proxystash_server.pool.clocks import Timeline
 from proxystash_server.pool.health import NO_TARGET, Evidence, Health, Standing
-from proxystash_server.pool.journal import Record
 
 
 def standing_record(key: str, target: str, standing: Standing, timeline: Timeline) -> Record:

@@ -12,14 +12,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from errno import ENOENT
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from proxystash_server.cache.errors import StoreError, StoreFormatError
 from proxystash_server.cache.ground.files import make_directory, sync_directory, unused_path
 from proxystash_server.cache.ground.group_commit import GroupCommit
 from proxystash_server.cache.ground.killpoints import kill_point
-from proxystash_server.cache.tiers.jsonl.line import decode_line, encode_body, finish_line
 from proxystash_server.cache.tiers.jsonl.log import LogFile
+from proxystash_server.cache.tiers.jsonl.records import Record, RecordFormat, encode
 from proxystash_server.pool.clocks import Clocks, Timeline
 
 logger = logging.getLogger(__name__)
@@ -30,7 +29,7 @@ _WORTH_REWRITING: Final = 1024 * 1024
 # Lines that are encoded and written in one go while the journal is written anew.
 _CHUNK: Final = 1000
 
-Record = dict[str, Any]
+_REMEDY: Final = "Make it readable, or move it away to go on without what it has"
 
 
 class Journal:
@@ -55,7 +54,7 @@ class Journal:
         sync: bool,
     ) -> None:
         self.path = path
-        self._format = format_name
+        self._format = RecordFormat(format_name, FORMAT_VERSION, _REMEDY)
         self.timeline = Timeline(clocks)
         self._snapshot = snapshot
         self._sync = sync
@@ -79,32 +78,22 @@ class Journal:
         """
         records: list[Record] = []
         from_disk = self.timeline.reader_of(self.timeline.to_dict())
-        if not self.path.exists():
-            return records, from_disk
-        try:
-            for _, line in LogFile(self.path).lines():
-                # What is cut short was so by the end of the process, and nobody was answered.
-                if not line.endswith(b"\n"):
-                    continue
-                try:
-                    record = decode_line(line)
-                    if record["op"] == "header":
-                        self._check_header(record)
-                        from_disk = self.timeline.reader_of(record["timeline"])
-                    else:
-                        records.append(record)
-                except (ValueError, KeyError, TypeError):
-                    self._damaged += 1
-            if self._damaged:
-                logger.warning(
-                    "damaged lines in a journal", extra={"path": str(self.path), "lines": self._damaged}
-                )
-                unused_path(self.path, "damaged").hardlink_to(self.path)
-        except OSError as error:
-            raise StoreError(
-                f"{self.path} cannot be read: {error.strerror}. Make it readable, or move it away to go on "
-                "without what it has"
-            ) from None
+
+        def take(record: Record, *_place: int) -> None:
+            nonlocal from_disk
+            if record["op"] == "header":
+                from_disk = self.timeline.reader_of(record["timeline"])
+            else:
+                records.append(record)
+
+        if self.path.exists():
+            with self._format.reading(self.path):
+                self._damaged = self._format.read(LogFile(self.path), take)
+                if self._damaged:
+                    logger.warning(
+                        "damaged lines in a journal", extra={"path": str(self.path), "lines": self._damaged}
+                    )
+                    unused_path(self.path, "damaged").hardlink_to(self.path)
         return records, from_disk
 
     def start(self) -> None:
@@ -147,7 +136,7 @@ class Journal:
         records = [self._outbox.popleft() for _ in range(len(self._outbox))]
         if not records or self._log is None:
             return waiting
-        lines = b"".join([_line(record) for record in records])
+        lines = b"".join([encode(record) for record in records])
         if self._tail is not None:
             self._tail.append(lines)
         if self.is_degraded:
@@ -182,9 +171,9 @@ class Journal:
                 make_directory(self.path.parent, sync=self._sync)
                 new.unlink(missing_ok=True)
                 log = LogFile(new, sync=self._sync)
-                log.append(_line(self._header()))
+                log.append(self._format.header(timeline=self.timeline.to_dict()))
                 for start in range(0, len(records), _CHUNK):
-                    log.append(b"".join([_line(record) for record in records[start : start + _CHUNK]]))
+                    log.append(b"".join([encode(record) for record in records[start : start + _CHUNK]]))
                 with self._commits.lock:
                     self._install(log)
             except OSError as error:
@@ -215,22 +204,3 @@ class Journal:
         if self.is_degraded:
             logger.info("a journal can be written again", extra={"path": str(self.path)})
         self.is_degraded = False
-
-    def _check_header(self, record: Record) -> None:
-        if record["format"] != self._format or record["version"] > FORMAT_VERSION:
-            raise StoreFormatError(
-                f"{self.path} has format {record['format']} {record['version']}; this release reads "
-                f"{self._format} up to {FORMAT_VERSION}. Use a newer release"
-            )
-
-    def _header(self) -> Record:
-        return {
-            "op": "header",
-            "format": self._format,
-            "version": FORMAT_VERSION,
-            "timeline": self.timeline.to_dict(),
-        }
-
-
-def _line(record: Record) -> bytes:
-    return finish_line(encode_body(record), 0)

@@ -12,6 +12,7 @@ from typing import Final
 from proxystash_server.cache import (
     CacheClosedError,
 )
+from proxystash_server.cache.tiers.jsonl.records import Record
 from proxystash_server.pool.clocks import Clocks
 from proxystash_server.pool.engine import Randomness
 from proxystash_server.pool.health import (
@@ -23,7 +24,7 @@ from proxystash_server.pool.health import (
     reaches_target,
 )
 from proxystash_server.pool.index import ABSENT, SelectionIndex, State, View
-from proxystash_server.pool.journal import Journal, Record
+from proxystash_server.pool.journal import Journal
 from proxystash_server.pool.leases import MAX_LEASES, MAX_SESSIONS, LeaseTable, Session
 from proxystash_server.pool.records import grant_record, read_records, session_record
 from proxystash_server.pool.requests import (

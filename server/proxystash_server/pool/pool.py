@@ -22,6 +22,7 @@ from proxystash_server.cache import (
 )
 from proxystash_server.cache.counting.latency import LatencyWindow
 from proxystash_server.cache.periodic import PeriodicWork
+from proxystash_server.cache.tiers.jsonl.records import Record
 from proxystash_server.pool import evidence
 from proxystash_server.pool.clocks import Clocks, system_clocks
 from proxystash_server.pool.engine import Engine, Randomness
@@ -33,7 +34,7 @@ from proxystash_server.pool.health import (
     Standing,
 )
 from proxystash_server.pool.index import ABSENT
-from proxystash_server.pool.journal import Journal, Record
+from proxystash_server.pool.journal import Journal
 from proxystash_server.pool.lending import FollowUp, Lending
 from proxystash_server.pool.records import session_record
 from proxystash_server.pool.requests import (

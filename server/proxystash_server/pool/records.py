@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from proxystash_server.cache.tiers.jsonl.records import Record
 from proxystash_server.pool.index import ABSENT
-from proxystash_server.pool.journal import Record
 from proxystash_server.pool.leases import Session
 from proxystash_server.pool.requests import Lease
 

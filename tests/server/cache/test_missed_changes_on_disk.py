@@ -14,7 +14,7 @@ import pytest
 from cryptography.fernet import Fernet
 
 from proxystash_server.cache import CacheEntry, CredentialEncryptor, EncryptionKeyError
-from proxystash_server.cache.coherence.missed import FORMAT, FORMAT_VERSION
+from proxystash_server.cache.coherence.missed import FORMAT
 from proxystash_server.cache.errors import StoreError, StoreFormatError
 from proxystash_server.cache.tiers.base import Write
 from proxystash_server.cache.tiers.jsonl.line import encode_body, finish_line
@@ -50,8 +50,8 @@ def test_the_journal_is_json_lines_that_anyone_can_read(open_journal: OpenJourna
     header, *lines = path.read_bytes().splitlines()
     for line in (header, *lines):
         check_line(line)
-    assert json.loads(header)["format"] == FORMAT
-    assert json.loads(header)["version"] == FORMAT_VERSION
+    assert json.loads(header)["format"] == FORMAT.name
+    assert json.loads(header)["version"] == FORMAT.version
     assert [(json.loads(line)["op"], json.loads(line)["version"]) for line in lines] == [
         ("put", 1),
         ("put", 2),
@@ -177,7 +177,7 @@ def rewrite_header(path: Path, **fields: object) -> None:
     path.write_bytes(b"".join([finish_line(encode_body({**record, **fields}), 0), *lines]))
 
 
-@pytest.mark.parametrize("fields", [{"version": FORMAT_VERSION + 1}, {"format": "something-else"}])
+@pytest.mark.parametrize("fields", [{"version": FORMAT.version + 1}, {"format": "something-else"}])
 def test_a_journal_of_another_format_is_refused_and_left_alone(
     open_journal: OpenJournal, path: Path, fields: dict[str, object]
 ) -> None:

@@ -15,9 +15,10 @@ import pytest
 from proxystash_server.cache import StoreError
 from proxystash_server.cache.ground.killpoints import VARIABLE
 from proxystash_server.cache.tiers.jsonl.log import LogFile
+from proxystash_server.cache.tiers.jsonl.records import Record, RecordFormat
 from proxystash_server.pool import journal as journal_module
 from proxystash_server.pool.clocks import Timeline
-from proxystash_server.pool.journal import Journal, Record
+from proxystash_server.pool.journal import Journal
 from tests.server.pool.clocks import START_US, FakeClocks
 
 
@@ -99,11 +100,8 @@ def test_a_damaged_line_costs_itself_and_the_file_is_kept_aside(path: Path) -> N
 
 def test_a_later_format_is_refused_and_left_alone(path: Path) -> None:
     Owner(path).change("a", 1)
-    journal_module_version = journal_module.FORMAT_VERSION
-    later = FakeClocks()
-    journal = Journal(path, "test-state", later.clocks(), list, sync=False)
-    header = journal._header() | {"version": journal_module_version + 1}
-    path.write_bytes(journal_module._line(header))
+    later = RecordFormat("test-state", journal_module.FORMAT_VERSION + 1, "")
+    path.write_bytes(later.header(timeline=Timeline(FakeClocks().clocks()).to_dict()))
     before = path.read_bytes()
     with pytest.raises(StoreError, match="Use a newer release"):
         Owner(path)

@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from proxystash_server.cache.entry.entry import CacheEntry, to_microseconds
-from proxystash_server.cache.errors import StoreError, StoreFormatError
 from proxystash_server.cache.ground.files import make_directory, replace_file
 from proxystash_server.cache.ground.killpoints import kill_point
-from proxystash_server.cache.tiers.jsonl.line import decode_line, encode_body, finish_line
 from proxystash_server.cache.tiers.jsonl.log import LogFile
+from proxystash_server.cache.tiers.jsonl.records import Record, RecordFormat, encode
 
 logger = logging.getLogger(__name__)
 
-FORMAT: Final = "proxystash-failures"
-FORMAT_VERSION: Final = 1
+FORMAT: Final = RecordFormat(
+    "proxystash-failures",
+    1,
+    "It says which proxies are banned; make it readable, or move it away to forget that",
+)
 # More than a fleet bans; what failed longest ago is forgotten first.
 _MOST_KEYS: Final = 100_000
 _WORTH_REWRITING: Final = 1024 * 1024
@@ -72,16 +74,10 @@ class FailureHistory:
         Raises StoreError if it is there and cannot be used.
         """
         damaged = 0
-        try:
-            if self.path.exists():
+        if self.path.exists():
+            with FORMAT.reading(self.path):
                 self._log = LogFile(self.path, sync=self._sync)
-                for _, line in self._log.lines():
-                    damaged += line.endswith(b"\n") and not self._replay(line)
-        except OSError as error:
-            raise StoreError(
-                f"{self.path} cannot be read: {error.strerror}. It says which proxies are banned; make it "
-                "readable, or move it away to forget that"
-            ) from None
+                damaged = FORMAT.read(self._log, self._replay)
         # Then the next change writes it anew, without them.
         self._is_behind = damaged > 0
         return damaged
@@ -159,9 +155,7 @@ class FailureHistory:
             self._fell_behind(error)
 
     def _write_anew(self) -> None:
-        header = {"op": "header", "format": FORMAT, "version": FORMAT_VERSION}
-        content = finish_line(encode_body(header), 0)
-        content += b"".join(_line(key, failures) for key, failures in self.known.items())
+        content = FORMAT.header() + b"".join(_line(key, failures) for key, failures in self.known.items())
         try:
             make_directory(self.path.parent, sync=self._sync)
             replace_file(self.path, content, sync=self._sync)
@@ -175,29 +169,18 @@ class FailureHistory:
         self._is_behind = True
         logger.warning("failures are kept in memory alone", extra={"error": str(error.strerror)})
 
-    def _replay(self, line: bytes) -> bool:
-        try:
-            record = decode_line(line)
-            if record["op"] == "header":
-                if record["format"] != FORMAT or record["version"] > FORMAT_VERSION:
-                    raise StoreFormatError(
-                        f"{self.path} has format {record['format']} {record['version']}; this release reads "
-                        f"{FORMAT} up to {FORMAT_VERSION}. Use a newer release"
-                    )
-            elif record["op"] == "failures":
-                self.known.pop(record["key"], None)
-                self.known[record["key"]] = Failures(*(int(record[name]) for name in Failures._fields))
-            else:
-                self.known.pop(record["key"], None)
-        except (ValueError, KeyError, TypeError):
-            return False
-        return True
+    def _replay(self, record: Record, *_place: int) -> None:
+        if record["op"] == "failures":
+            self.known.pop(record["key"], None)
+            self.known[record["key"]] = Failures(*(int(record[name]) for name in Failures._fields))
+        elif record["op"] != "header":
+            self.known.pop(record["key"], None)
 
 
 def _line(key: str, failures: Failures | None) -> bytes:
     if failures is None:
-        return finish_line(encode_body({"op": "forget", "key": key}), 0)
-    return finish_line(encode_body({"op": "failures", "key": key, **failures._asdict()}), 0)
+        return encode({"op": "forget", "key": key})
+    return encode({"op": "failures", "key": key, **failures._asdict()})
 
 
 def claimed_at_us(entry: CacheEntry) -> int:

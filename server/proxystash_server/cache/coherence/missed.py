@@ -13,16 +13,15 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from proxystash_server.cache.coherence.uses import Use
 from proxystash_server.cache.entry.credentials import CredentialEncryptor
 from proxystash_server.cache.entry.entry import CacheEntry, with_use
 from proxystash_server.cache.errors import (
     EncryptionKeyError,
-    StoreError,
-    StoreFormatError,
     TierError,
     tier_error,
 )
@@ -32,11 +31,16 @@ from proxystash_server.cache.tiers.base import Write
 from proxystash_server.cache.tiers.jsonl.line import decode_line, encode_body, finish_line
 from proxystash_server.cache.tiers.jsonl.log import LogFile
 from proxystash_server.cache.tiers.jsonl.record import entry_of, write_body
+from proxystash_server.cache.tiers.jsonl.records import Record, RecordFormat, encode
 
 logger = logging.getLogger(__name__)
 
-FORMAT: Final = "proxystash-missed-changes"
-FORMAT_VERSION: Final = 1
+FORMAT: Final = RecordFormat(
+    "proxystash-missed-changes",
+    1,
+    "It has changes that the slowest tier has missed; make it readable, or move it away to go on without "
+    "them",
+)
 # From here on the journal is written anew when less than a quarter of it counts.
 _WORTH_REWRITING: Final = 4 * 1024 * 1024
 _MOST_USES: Final = 100_000
@@ -92,19 +96,10 @@ class MissedChanges:
 
         Raises StoreError if it is there and cannot be used: nobody could say what the authority has missed.
         """
-        try:
-            if not self.path.exists():
-                return 0
-            self._log = log = LogFile(self.path, sync=self._sync)
-            for offset, line in log.lines():
-                # What is cut short was so by the end of the process, and acknowledged to nobody.
-                if line.endswith(b"\n"):
-                    self._replay(log, offset, line)
-        except OSError as error:
-            raise StoreError(
-                f"{self.path} cannot be read: {error.strerror}. It has changes that the slowest tier has "
-                "missed; make it readable, or move it away to go on without them"
-            ) from None
+        if self.path.exists():
+            with FORMAT.reading(self.path):
+                self._log = log = LogFile(self.path, sync=self._sync)
+                self._damaged = FORMAT.read(log, partial(self._replay, log))
         self._update_pending()
         return self._damaged
 
@@ -112,44 +107,25 @@ class MissedChanges:
         """Let go of the file; idempotent."""
         self._log = None
 
-    def _replay(self, log: LogFile, offset: int, line: bytes) -> None:
-        try:
-            record = decode_line(line)
-            operation, version = record["op"], record["version"]
-            self._sequence = max(self._sequence, record["seq"])
-            if operation == "header":
-                self._check_header(record)
-                return
-            if operation == "clear":
-                self._forget_places()
-                self.cleared_at = version
-            elif operation in {"put", "delete"}:
-                self._in_file.add(record["key"])
-                place = _Place(version, operation == "delete", log, offset, len(line))
-                self._set_place(record["key"], place)
-            else:
-                raise ValueError("the line says nothing known")
-            self.last_version = max(self.last_version, version)
-        except (ValueError, KeyError, TypeError):
-            self._damaged += 1
-
-    def _check_header(self, record: dict[str, Any]) -> None:
-        if record["format"] != FORMAT or record["version"] > FORMAT_VERSION:
-            raise StoreFormatError(
-                f"{self.path} has format {record['format']} {record['version']}; this release reads {FORMAT} "
-                f"up to {FORMAT_VERSION}. Use a newer release"
-            )
-        if not self._encryptor.passes_check(record["key_check"].encode()):
-            raise EncryptionKeyError(f"the key at hand is not the one that {self.path} was sealed under")
+    def _replay(self, log: LogFile, record: Record, offset: int, length: int) -> None:
+        operation, version = record["op"], record["version"]
+        self._sequence = max(self._sequence, record["seq"])
+        if operation == "header":
+            if not self._encryptor.passes_check(record["key_check"].encode()):
+                raise EncryptionKeyError(f"the key at hand is not the one that {self.path} was sealed under")
+            return
+        if operation == "clear":
+            self._forget_places()
+            self.cleared_at = version
+        elif operation in {"put", "delete"}:
+            self._in_file.add(record["key"])
+            self._set_place(record["key"], _Place(version, operation == "delete", log, offset, length))
+        else:
+            raise ValueError("the line says nothing known")
+        self.last_version = max(self.last_version, version)
 
     def _header(self) -> bytes:
-        header = {
-            "op": "header",
-            "format": FORMAT,
-            "version": FORMAT_VERSION,
-            "key_check": self._encryptor.make_check().decode(),
-        }
-        return finish_line(encode_body(header), 0)
+        return FORMAT.header(key_check=self._encryptor.make_check().decode())
 
     # -- what the authority lacks
 
@@ -382,7 +358,7 @@ class MissedChanges:
             return
         parts = [self._header()]
         if self.cleared_at:
-            parts.append(finish_line(encode_body({"op": "clear", "version": self.cleared_at}), 0))
+            parts.append(encode({"op": "clear", "version": self.cleared_at}))
         end = sum(map(len, parts))
         moved: dict[str, _Place] = {}
         try:
