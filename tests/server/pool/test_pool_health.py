@@ -82,6 +82,10 @@ def test_what_an_outcome_opens(
     for _ in range(times):
         report(health, outcome, 10.0, target)
     assert breakers(health, target, 10.0) == (proxy, pair)
+    # Told at once of as many uses, the same follows.
+    together = Health(middle)
+    report(together, outcome, 10.0, together.target_number("shop.example"), count=times)
+    assert breakers(together, target, 10.0) == (proxy, pair)
 
 
 def test_a_success_between_two_timeouts_starts_the_row_over(health: Health) -> None:
@@ -104,6 +108,17 @@ def test_rests_grow_to_the_longest_and_shrink_with_each_success(health: Health) 
         report(health, Outcome.SUCCESS, now)
         assert standing.rests == rests
     assert standing.breaker(now) is Breaker.CLOSED
+
+
+def test_a_proxy_that_was_away_for_long_needs_few_successes(health: Health) -> None:
+    now = 0.0
+    for _ in range(50):
+        assert report(health, Outcome.CONNECT_ERROR, now)
+        now = health.make_proxy(SLOT).until
+    for _ in range(8):
+        assert health.make_proxy(SLOT).breaker(now) is Breaker.HALF_OPEN
+        report(health, Outcome.SUCCESS, now)
+    assert health.make_proxy(SLOT).breaker(now) is Breaker.CLOSED
 
 
 def test_a_pair_rests_as_long_as_the_target_asks(health: Health) -> None:
@@ -204,6 +219,25 @@ def test_scores_and_breakers_are_sane_whatever_is_reported(
         standing = health.make_proxy(slot)
         assert standing.until <= now + 1.2 * LONGEST_REST
         assert 0 <= standing.rests <= health_module.MAX_RESTS
+
+
+def test_the_pair_that_was_not_used_for_longest_is_forgotten(
+    health: Health, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health_module, "MAX_PAIRS", 2)
+    target = health.target_number("shop.example")
+    for slot in (0, 1, 0, 2):
+        health.note_lent(slot, target, "lease", 1.0)
+    assert [slot for slot, _, _ in health.pairs()] == [0, 2]
+
+
+def test_the_target_that_was_not_used_for_longest_is_forgotten(
+    health: Health, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health_module, "MAX_TARGETS", 2)
+    for name in ("a", "b", "a", "c"):
+        health.target_number(name)
+    assert [target.name for target in health.targets()] == ["a", "c"]
 
 
 def test_everything_that_grows_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
