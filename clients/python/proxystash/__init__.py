@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     __version__: str
 
+    from proxystash._copies import NearCacheStatistics
     from proxystash._retry import RetryPolicy
     from proxystash.aio import AsyncClient
     from proxystash.client import Client
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
         TierStatistics,
         WatchPosition,
     )
+    from proxystash.near import AsyncNearCache, NearCache
     from proxystash.outcomes import outcome_of_error
     from proxystash.pool import AsyncPool, Pool
     from proxystash.pool_models import (
@@ -107,6 +109,7 @@ __all__ = [
     "AsyncClient",
     "AsyncHeldLease",
     "AsyncLeaser",
+    "AsyncNearCache",
     "AsyncPool",
     "AsyncStatsStream",
     "AsyncWatchStream",
@@ -137,6 +140,8 @@ __all__ = [
     "LeaseRelease",
     "Leaser",
     "ListReader",
+    "NearCache",
+    "NearCacheStatistics",
     "NoProxyError",
     "NotFoundError",
     "Outcome",
@@ -181,6 +186,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "_copies": ["NearCacheStatistics"],
     "_retry": ["RetryPolicy"],
     "aio": ["AsyncClient"],
     "client": ["Client"],
@@ -230,6 +236,7 @@ _MODULES = {
         "TierStatistics",
         "WatchPosition",
     ],
+    "near": ["AsyncNearCache", "NearCache"],
     "outcomes": ["outcome_of_error"],
     "pool": ["AsyncPool", "Pool"],
     "pool_models": [

@@ -7,7 +7,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from weakref import WeakSet
 
 import grpc
 from grpc import aio
@@ -18,9 +19,10 @@ from proxystash._status import closed_error, deadline_error, error_from_rpc
 from proxystash.errors import FailedPreconditionError, ProxystashError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Sequence
 
     from proxystash._operations import Operation, Page
+    from proxystash.near import AsyncNearCache, NearCache
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -44,6 +46,36 @@ class AsyncRpc(Protocol[_Request_contra, _Response_co]):
     ) -> Awaitable[_Response_co]: ...
 
 
+class _Drops(Protocol):
+    def drop(self, keys: Sequence[str] | None) -> None: ...
+
+
+_Near = TypeVar("_Near", bound=_Drops)
+
+
+class NearCaches(Generic[_Near]):
+    """The near caches of one client, as long as somebody has them. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._near_caches: WeakSet[_Near] = WeakSet()
+
+    def add(self, near: _Near) -> None:
+        with self._lock:
+            self._near_caches.add(near)
+
+    def all(self) -> list[_Near]:
+        with self._lock:
+            return list(self._near_caches)
+
+    def tell(self, operation: Operation[Any, Any, Answer], answer: Answer) -> None:
+        """Have them drop what an operation has written; to be done before its caller knows of it."""
+        if operation.written is not None and (near_caches := self.all()):
+            keys = operation.written(answer)
+            for near in near_caches:
+                near.drop(keys)
+
+
 class Caller:
     """Makes the calls of one client, for any number of threads, until `closed` is set."""
 
@@ -51,6 +83,7 @@ class Caller:
         self.target = target
         self.retry = retry
         self.closed = threading.Event()
+        self.near_caches: NearCaches[NearCache] = NearCaches()
         self._timeout = check_timeout(timeout)
 
     def seconds(self, timeout: float | None) -> float:
@@ -87,7 +120,9 @@ class Caller:
                     raise
                 continue
             else:
-                return operation.convert(response)
+                answer = operation.convert(response)
+                self.near_caches.tell(operation, answer)
+                return answer
             if not self.closed.is_set():
                 self.closed.wait(attempts.pause_after(failure))
 
@@ -120,6 +155,7 @@ class AsyncCaller:
         self.target = target
         self.retry = retry
         self.closed = asyncio.Event()
+        self.near_caches: NearCaches[AsyncNearCache] = NearCaches()
         self._timeout = check_timeout(timeout)
         self._open_channel = open_channel
         # Made in the loop of the first call, which it belongs to.
@@ -177,7 +213,9 @@ class AsyncCaller:
                     raise
                 continue
             else:
-                return operation.convert(response)
+                answer = operation.convert(response)
+                self.near_caches.tell(operation, answer)
+                return answer
             await self._pause(attempts.pause_after(failure))
 
     async def pages(

@@ -37,13 +37,15 @@ class Operation(Generic[Request, Response, Answer]):
     """One call to make.
 
     `repeatable` says that doing it twice has the effect and the answer of doing it once. `locate` turns the
-    name of a field at fault in the request into one that the caller knows.
+    name of a field at fault in the request into one that the caller knows. `written` gives the keys that an
+    acknowledged write may have changed, None being all keys; a read has none.
     """
 
     request: Request
     convert: Callable[[Response], Answer]
     repeatable: bool
     locate: Callable[[str], str] = str
+    written: Callable[[Answer], Sequence[str] | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +77,17 @@ def get_many(
 
 def moved(offset: int) -> Callable[[str], str]:
     """Names an item of a request by its place among all that were given, of which `offset` came before."""
-    return lambda field: _ITEM.sub(lambda match: f"[{int(match[1]) + offset}]", field, count=1)
+    return renumbered(lambda place: place + offset)
+
+
+def renumbered(renumber: Callable[[int], int]) -> Callable[[str], str]:
+    """Names an item of a request by another number than its place there."""
+    return lambda field: _ITEM.sub(lambda match: f"[{renumber(int(match[1]))}]", field, count=1)
 
 
 def put(entry: CacheEntry, mode: PutMode | str) -> Operation[pb.PutRequest, pb.PutResponse, PutResult]:
     request = pb.PutRequest(entry=_convert.entry_to_message(entry), mode=_convert.mode_to_message(mode))
-    return Operation(
-        request, messages.read_put_result, repeatable=True, locate=lambda field: field.removeprefix("entry.")
-    )
+    return _stored(request)
 
 
 def update(
@@ -90,8 +95,16 @@ def update(
 ) -> Operation[pb.PutRequest, pb.PutResponse, PutResult]:
     request = pb.PutRequest(entry=_convert.changes_to_message(key, changes))
     request.update_mask.paths.extend(_convert.paths_of(changes))
+    return _stored(request)
+
+
+def _stored(request: pb.PutRequest) -> Operation[pb.PutRequest, pb.PutResponse, PutResult]:
     return Operation(
-        request, messages.read_put_result, repeatable=True, locate=lambda field: field.removeprefix("entry.")
+        request,
+        messages.read_put_result,
+        repeatable=True,
+        locate=lambda field: field.removeprefix("entry."),
+        written=lambda result: [result.key],
     )
 
 
@@ -117,18 +130,23 @@ def put_many(
         batch.request,
         lambda response: _convert.put_results(response, len(batch.request.entries)),
         repeatable=True,
+        written=lambda outcomes: [one.key for one in outcomes if isinstance(one, PutResult)],
     )
 
 
 def delete(key: str | CacheEntry) -> Operation[pb.DeleteRequest, pb.DeleteResponse, bool]:
     # The second time the answer would be that there was nothing, and what was put meanwhile would go, too.
     request = pb.DeleteRequest(key=_convert.checked_key(key))
-    return Operation(request, lambda response: response.deleted, repeatable=False)
+    return Operation(
+        request, lambda response: response.deleted, repeatable=False, written=lambda _: [request.key]
+    )
 
 
 def clear() -> Operation[pb.ClearRequest, pb.ClearResponse, int]:
     # As for delete.
-    return Operation(pb.ClearRequest(), lambda response: response.cleared, repeatable=False)
+    return Operation(
+        pb.ClearRequest(), lambda response: response.cleared, repeatable=False, written=lambda _: None
+    )
 
 
 def invalidate_by_health(
@@ -136,7 +154,9 @@ def invalidate_by_health(
 ) -> Operation[pb.InvalidateByHealthRequest, pb.InvalidateByHealthResponse, InvalidationResult]:
     # Each one counts.
     request = pb.InvalidateByHealthRequest(key=_convert.checked_key(key))
-    return Operation(request, messages.read_invalidation_result, repeatable=False)
+    return Operation(
+        request, messages.read_invalidation_result, repeatable=False, written=lambda _: [request.key]
+    )
 
 
 def stats() -> Operation[pb.GetStatsRequest, pb.GetStatsResponse, CacheStatistics]:

@@ -38,6 +38,7 @@ from proxystash.models import (
     PutResult,
     WatchPosition,
 )
+from proxystash.near import DEFAULT_MAX_ENTRIES, DEFAULT_MAX_SILENCE, AsyncNearCache, make_copies
 from proxystash.pool import AsyncPool
 from proxystash.streams import AsyncResumingStream, AsyncStatsStream, LostCallback, StatsProgress
 from proxystash.v1 import cache_service_pb2 as pb
@@ -88,6 +89,8 @@ class AsyncClient:
         self._caller.closed.set()
         for stream in list(self._streams):
             await stream.aclose()
+        for near in self._caller.near_caches.all():
+            await near.aclose()
         await self.pool.close()
         await self._caller.close()
 
@@ -256,6 +259,7 @@ class AsyncClient:
         include_entries: bool = True,
         include_credentials: bool = False,
         progress_interval: timedelta = timedelta(seconds=10),
+        include_progress: bool = False,
         timeout: float | None = None,
         on_lost: LostCallback | None = None,
     ) -> AsyncWatchStream:
@@ -269,7 +273,8 @@ class AsyncClient:
         as it takes, with growing pauses, and `on_lost` is told why each time. Where changes may have been
         missed, since the server has restarted or the reader was too slow, a RESET comes: forget what is
         known; existing entries follow if they were asked for. The server says every `progress_interval` (1 s
-        to 10 min) that it lives; what is silent for twice as long is taken for lost.
+        to 10 min) that it lives; what is silent for twice as long is taken for lost. With `include_progress`,
+        that it says so is told as a PROGRESS.
         """
         request = _operations.watch_request(
             source=source,
@@ -283,8 +288,31 @@ class AsyncClient:
             progress_interval=progress_interval,
         )
         seconds = self._caller.seconds(timeout)
-        progress = WatchProgress(self.target, seconds, self._caller.retry, on_lost, request, after)
+        progress = WatchProgress(
+            self.target,
+            seconds,
+            self._caller.retry,
+            on_lost,
+            request,
+            after,
+            include_progress=include_progress,
+        )
         return self._opened(AsyncWatchStream(lambda: self._stub.Watch(progress.request()), progress))
+
+    def near_cache(
+        self, *, max_entries: int = DEFAULT_MAX_ENTRIES, max_silence: timedelta = DEFAULT_MAX_SILENCE
+    ) -> AsyncNearCache:
+        """Copies of the entries that are looked up in it, kept coherent with the server by a watch.
+
+        At most `max_entries`, the least recently used going first; none of them is trusted once the server
+        was not heard for `max_silence` (2 s to 20 min). They are never older than a write of this client that
+        was acknowledged, by whatever method of its own. See AsyncNearCache.
+        """
+        if self._caller.closed.is_set():
+            raise closed_error()
+        near = AsyncNearCache(self, make_copies(max_entries, max_silence), max_silence)
+        self._caller.near_caches.add(near)
+        return near
 
     def _open_channel(self) -> aio.Channel:
         if self._credentials is None:

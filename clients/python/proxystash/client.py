@@ -36,6 +36,7 @@ from proxystash.models import (
     PutResult,
     WatchPosition,
 )
+from proxystash.near import DEFAULT_MAX_ENTRIES, DEFAULT_MAX_SILENCE, NearCache, make_copies
 from proxystash.pool import Pool
 from proxystash.streams import LostCallback, ResumingStream, StatsProgress, StatsStream
 from proxystash.v1 import cache_service_pb2 as pb
@@ -101,6 +102,8 @@ class Client:
             streams = list(self._streams)
         for stream in streams:
             stream.close()
+        for near in self._caller.near_caches.all():
+            near.close()
         self.pool.wake()
         self._channel.close()
 
@@ -265,6 +268,7 @@ class Client:
         include_entries: bool = True,
         include_credentials: bool = False,
         progress_interval: timedelta = timedelta(seconds=10),
+        include_progress: bool = False,
         timeout: float | None = None,
         on_lost: LostCallback | None = None,
     ) -> WatchStream:
@@ -278,7 +282,8 @@ class Client:
         as it takes, with growing pauses, and `on_lost` is told why each time. Where changes may have been
         missed, since the server has restarted or the reader was too slow, a RESET comes: forget what is
         known; existing entries follow if they were asked for. The server says every `progress_interval` (1 s
-        to 10 min) that it lives; what is silent for twice as long is taken for lost.
+        to 10 min) that it lives; what is silent for twice as long is taken for lost. With `include_progress`,
+        that it says so is told as a PROGRESS.
         """
         request = _operations.watch_request(
             source=source,
@@ -292,8 +297,33 @@ class Client:
             progress_interval=progress_interval,
         )
         seconds = self._caller.seconds(timeout)
-        progress = WatchProgress(self.target, seconds, self._caller.retry, on_lost, request, after)
+        progress = WatchProgress(
+            self.target,
+            seconds,
+            self._caller.retry,
+            on_lost,
+            request,
+            after,
+            include_progress=include_progress,
+        )
         return self._opened(WatchStream(lambda: self._stub.Watch(progress.request()), progress))
+
+    def near_cache(
+        self, *, max_entries: int = DEFAULT_MAX_ENTRIES, max_silence: timedelta = DEFAULT_MAX_SILENCE
+    ) -> NearCache:
+        """Copies of the entries that are looked up in it, kept coherent with the server by a watch.
+
+        At most `max_entries`, the least recently used going first; none of them is trusted once the server
+        was not heard for `max_silence` (2 s to 20 min). They are never older than a write of this client that
+        was acknowledged, by whatever method of its own. See NearCache.
+        """
+        near = NearCache(self, make_copies(max_entries, max_silence), max_silence)
+        self._caller.near_caches.add(near)
+        if self._caller.closed.is_set():
+            # By another thread perhaps, which did not see this one.
+            near.close()
+            raise closed_error()
+        return near
 
     def _opened(self, stream: _Stream) -> _Stream:
         with self._lock:

@@ -75,7 +75,7 @@ _STATES: Final[Mapping[int, TierState]] = {
 CHANGE_KIND_NUMBERS: Final[Mapping[str, pb.ChangeKind.ValueType]] = {
     kind: pb.ChangeKind.Value(f"CHANGE_KIND_{kind.name}")
     for kind in ChangeKind
-    if kind not in {ChangeKind.SYNCED, ChangeKind.RESET}
+    if kind not in {ChangeKind.SYNCED, ChangeKind.RESET, ChangeKind.PROGRESS}
 }
 _CHANGE_KINDS: Final[Mapping[int, ChangeKind]] = {
     number: ChangeKind(kind) for kind, number in CHANGE_KIND_NUMBERS.items()

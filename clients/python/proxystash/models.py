@@ -287,9 +287,11 @@ class ChangeKind(StrEnum):
     EVICTED = "evicted"
     EVICTED_BY_HEALTH = "evicted_by_health"
     CLEARED = "cleared"
-    # Not the server's: all existing entries have been told; and, forget what is known, the watch begins anew.
+    # Not the server's: all existing entries have been told; forget what is known, the watch begins anew; and
+    # the server lives, and has nothing to tell.
     SYNCED = "synced"
     RESET = "reset"
+    PROGRESS = "progress"
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,8 +307,9 @@ class Change:
     """One change that a watch tells.
 
     `version` numbers it: of two changes of a key, the greater is the later one. `entry` is what a PUT or
-    HEALTH left, or what an EXISTING found, unless only keys were asked for. CLEARED, SYNCED and RESET have no
-    key. `position` is where a watch resumes that has dealt with this change; None where it would begin anew.
+    HEALTH left, or what an EXISTING found, unless only keys were asked for. CLEARED and
+    what is the client's own have no key. `position` is where a watch resumes that has dealt with this change;
+    None where it would begin anew.
     """
 
     kind: ChangeKind

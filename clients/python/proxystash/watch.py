@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from proxystash.messages import read_change
 from proxystash.models import Change, ChangeKind, WatchPosition
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from proxystash.errors import ProxystashError
     from proxystash.streams import LostCallback
 
-_COMPACTED = "REVISION_COMPACTED"
+COMPACTED: Final = "REVISION_COMPACTED"
 # The server's, where a request says nothing.
 _PROGRESS_SECONDS = 10.0
 
@@ -24,7 +24,8 @@ class WatchProgress(Progress[pb.WatchResponse, Change]):
     """How far a watch has come, and how it goes on.
 
     `request` is that of a beginning. A watch that lost its connection goes on behind the last response; where
-    the server cannot do that, or existing entries were still being sent, it begins anew, and says so.
+    the server cannot do that, or existing entries were still being sent, it begins anew, and says so. With
+    `include_progress` it tells of a message without changes, too.
     """
 
     def __init__(
@@ -35,9 +36,12 @@ class WatchProgress(Progress[pb.WatchResponse, Change]):
         on_lost: LostCallback | None,
         request: pb.WatchRequest,
         after: WatchPosition | None,
+        *,
+        include_progress: bool,
     ) -> None:
         super().__init__(target, timeout, retry, on_lost)
         self._request = request
+        self._include_progress = include_progress
         self.position = after
         self._synced = after is not None or not request.include_existing
         self._begins_anew = False
@@ -67,6 +71,8 @@ class WatchProgress(Progress[pb.WatchResponse, Change]):
             if not self._synced:
                 self._synced = True
                 changes.append(Change(ChangeKind.SYNCED, position=self.position))
+        if self._include_progress and not message.changes:
+            changes.append(Change(ChangeKind.PROGRESS, position=self.position))
         return changes
 
     def _change(self, message: pb.Change, response: pb.WatchResponse) -> Change:
@@ -75,7 +81,7 @@ class WatchProgress(Progress[pb.WatchResponse, Change]):
 
     def pause_after(self, failure: ProxystashError) -> float:
         # Also of a first call, where its position was of another run of the server.
-        if failure.reason == _COMPACTED:
+        if failure.reason == COMPACTED:
             self.position = None
             return self._resume_after(failure)
         return super().pause_after(failure)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from proxystash import Client
+from proxystash import Client, RetryPolicy
 from tests.support.server import ServerProcess, running_server
 
 from .blocking import BlockingAsyncClient
@@ -49,6 +49,14 @@ def fake_target(service: FakeService) -> Iterator[str]:
     """The address where `service` is served."""
     with serving(service) as target:
         yield target
+
+
+@pytest.fixture
+def _resumes_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lost streams are resumed after next to no pause."""
+    quick = RetryPolicy(initial=0.01, multiplier=1, maximum=0.01)
+    monkeypatch.setattr("proxystash.streams._RESUME_POLICY", quick)
+    monkeypatch.setattr("proxystash.near._WATCH_AGAIN", quick)
 
 
 @pytest.fixture(params=[Client, BlockingAsyncClient], ids=["threads", "asyncio"])

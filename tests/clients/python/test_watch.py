@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,16 +24,15 @@ from proxystash import (
     InvalidArgumentError,
     ProxystashError,
     ResourceExhaustedError,
-    RetryPolicy,
     UnavailableError,
     WatchPosition,
 )
 from proxystash.v1 import cache_service_pb2 as pb
-from tests.support.server import ServerProcess, running_server
 
 from .conftest import AnyClient, Connect
 from .fake_service import FakeService, Fault, WatchScript
 from .relay import Relay
+from .restarting import restarting_server
 from .waiting import wait_until
 
 UNAVAILABLE = Fault(grpc.StatusCode.UNAVAILABLE, "not now")
@@ -44,14 +42,11 @@ COMPACTED = Fault(
     "begin anew",
     [error_details_pb2.ErrorInfo(reason="REVISION_COMPACTED", domain="proxystash")],
 )
-QUICK = RetryPolicy(initial=0.01, multiplier=1, maximum=0.01)
 PUT, DELETED, EXISTING = ChangeKind.PUT, ChangeKind.DELETED, ChangeKind.EXISTING
-SYNCED, RESET = ChangeKind.SYNCED, ChangeKind.RESET
+SYNCED, RESET, PROGRESS = ChangeKind.SYNCED, ChangeKind.RESET, ChangeKind.PROGRESS
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxystash.streams._RESUME_POLICY", QUICK)
+pytestmark = pytest.mark.usefixtures("_resumes_quickly")
 
 
 def response(revision: int, *versions: int, history: str = "h", kind: int = 2) -> pb.WatchResponse:
@@ -227,6 +222,27 @@ def test_a_kind_of_change_that_only_a_newer_client_knows_is_an_error(
         next(stream)
 
 
+def test_that_a_server_lives_is_told_if_asked_for(
+    connect: Connect, service: FakeService, fake_target: str
+) -> None:
+    service.watches.extend(
+        [
+            WatchScript([response(10), response(11, 11), response(11)], COMPACTED),
+            WatchScript([response(5, history="other"), response(6, 6, history="other")], stay_open=True),
+        ]
+    )
+
+    with connect(fake_target).watch(include_progress=True) as stream:
+        changes = take(stream, 6)
+
+    assert seen(changes) == [(PROGRESS, 0), (PUT, 11), (PROGRESS, 0), (RESET, 0), (PROGRESS, 0), (PUT, 6)]
+    assert [change.position for change in changes if change.kind is PROGRESS] == [
+        WatchPosition("h", 10),
+        WatchPosition("h", 11),
+        WatchPosition("other", 5),
+    ]
+
+
 def test_a_silent_server_is_taken_for_a_lost_one(
     connect: Connect, service: FakeService, fake_target: str
 ) -> None:
@@ -393,32 +409,6 @@ class Copy:
             self.sources[change.key] = change.entry.source
         elif change.kind is not SYNCED:
             self.sources.pop(change.key, None)
-
-
-@contextmanager
-def restarting_server(tmp_path: Path, relay: Relay) -> Iterator[Callable[[bool], ServerProcess]]:
-    """Makes a server on the same data take the place of the one before, which was stopped or killed."""
-    servers: list[tuple[ServerProcess, Any]] = []
-
-    def restart(killed: bool) -> ServerProcess:
-        relay.upstream = None
-        if servers:
-            server, context = servers.pop()
-            if killed:
-                server.kill()
-            else:
-                server.stop()
-            context.__exit__(None, None, None)
-        context = running_server(tmp_path)
-        servers.append((context.__enter__(), context))
-        relay.upstream = servers[0][0].target
-        return servers[0][0]
-
-    try:
-        yield restart
-    finally:
-        for _, context in servers:
-            context.__exit__(None, None, None)
 
 
 def test_a_copy_is_right_after_each_restart_of_the_server(connect: Connect, tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from proxystash.cli.failures import report_lost
 from proxystash.models import Change, ChangeKind
 from proxystash.times import time_text
 
-# What is asked for by an option, or comes whatever is asked for.
-_ALWAYS = {ChangeKind.EXISTING, ChangeKind.SYNCED, ChangeKind.RESET}
-_KINDS = [kind.value for kind in ChangeKind if kind not in _ALWAYS]
+# What is asked for by an option, comes whatever is asked for, or is never shown.
+_NOT_ASKED_FOR = {ChangeKind.EXISTING, ChangeKind.SYNCED, ChangeKind.RESET, ChangeKind.PROGRESS}
+_KINDS = [kind.value for kind in ChangeKind if kind not in _NOT_ASKED_FOR]
 
 
 def _parse_kind(text: str) -> str:
