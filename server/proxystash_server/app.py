@@ -23,10 +23,10 @@ from proxystash_server.cache import (
     Durability,
     L2BackendType,
     StoreError,
+    StoreLock,
     TierState,
     TierStatistics,
 )
-from proxystash_server.data_directory import DataDirectory, DataDirectoryError
 from proxystash_server.descriptors import DescriptorLimitError, connections_within, raise_limit
 from proxystash_server.logs import configure_logging
 from proxystash_server.metrics.metrics import Metrics
@@ -57,12 +57,13 @@ def serve(settings: Settings) -> int:
         max_connections = connections_within(raise_limit(), settings.threads)
         # What can be refused is refused before anything is made or opened.
         check_free(settings.listen)
+        config = cache_config(settings)
         with (
             StopSignals() as signals,
             _listen_for_scrapes(settings.metrics_listen) as metrics,
-            DataDirectory(settings.data_dir, "starting") as directory,
+            StoreLock(config, "starting") as lock,
         ):
-            manager = CacheManager(cache_config(settings))
+            manager = CacheManager(config, lock=lock)
             pool: Pool | None = None
             try:
                 pool = make_pool(settings, manager) if settings.pool_enabled else None
@@ -77,7 +78,7 @@ def serve(settings: Settings) -> int:
                     max_connections=max_connections,
                     observe=None if metrics is None else metrics.observe_call,
                 )
-                directory.tell(f"serving on {server.address}")
+                lock.tell(f"serving on {server.address}")
                 server.start()
                 if metrics is not None:
                     pool_statistics = None if pool is None else pool.statistics
@@ -103,7 +104,7 @@ def serve(settings: Settings) -> int:
                     pool.close()
                 manager.close()
             _log.info("server stopped", reason=reason, uptime_seconds=round(time.monotonic() - started, 3))
-    except (DataDirectoryError, DescriptorLimitError, BindError, StoreError) as error:
+    except (DescriptorLimitError, BindError, StoreError) as error:
         raise StartupError(str(error)) from None
     except Exception:  # noqa: BLE001 - the log redacts what a traceback on the terminal would show
         _log.exception("server failed")

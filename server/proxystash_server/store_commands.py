@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import sqlite3
 import sys
 from collections.abc import Iterator, Mapping
@@ -79,7 +77,7 @@ def check(
     from proxystash_server.cache.errors import CacheError
     from proxystash_server.cache.stopped.check import check_store
     from proxystash_server.cache.stopped.repair import repair_store
-    from proxystash_server.data_directory import DataDirectory, DataDirectoryError
+    from proxystash_server.cache.store_lock import caches_kept_out
 
     settings = _settings(loaded, directory)
     config = cache_config(settings)
@@ -87,13 +85,11 @@ def check(
     try:
         with _progress(quiet=as_json) as progress:
             if repair:
-                with DataDirectory(settings.data_dir, "repairing the store"):
-                    done = repair_store(config, progress=progress)
-                    report = check_store(config, progress=progress)
+                done, report = repair_store(config, progress=progress)
             else:
-                with servers_kept_out(settings.data_dir):
+                with caches_kept_out(settings.data_dir):
                     report = check_store(config, progress=progress)
-    except (CacheError, DataDirectoryError, OSError, sqlite3.Error) as error:
+    except (CacheError, OSError, sqlite3.Error) as error:
         _refuse(error)
     if as_json:
         typer.echo(json.dumps({**report.to_json(), "repaired": dict(done)}))
@@ -116,16 +112,12 @@ def rotate_key(
     from proxystash_server.app import cache_config
     from proxystash_server.cache.errors import CacheError, StoreError
     from proxystash_server.cache.stopped.rotation import rotate_key
-    from proxystash_server.data_directory import DataDirectory, DataDirectoryError
 
-    settings = _settings(loaded, directory)
+    config = cache_config(_settings(loaded, directory))
     try:
-        with (
-            _progress(quiet=False) as progress,
-            DataDirectory(settings.data_dir, "changing the encryption key"),
-        ):
-            rotation = rotate_key(cache_config(settings), new_key_file, progress=progress)
-    except (StoreError, DataDirectoryError) as error:
+        with _progress(quiet=False) as progress:
+            rotation = rotate_key(config, new_key_file, progress=progress)
+    except StoreError as error:
         _refuse(error)
     except (CacheError, OSError, sqlite3.Error) as error:
         _tell_error(f"{error}. Every credential can still be opened; run rotate-key again to finish")
@@ -147,34 +139,6 @@ def _settings(loaded: LoadedSettings, directory: Path | None) -> Settings:
     if not settings.data_dir.is_dir():
         _refuse(f"data directory {settings.data_dir} does not exist")
     return settings
-
-
-@contextmanager
-def servers_kept_out(data_dir: Path) -> Iterator[None]:
-    """Hold a data directory so that no server can start in it, and leave no trace of that.
-
-    Raises DataDirectoryError if one is running, or has started meanwhile where there was no lock file yet.
-    """
-    from proxystash_server.data_directory import LOCK_FILE, DataDirectoryError
-
-    path = data_dir / LOCK_FILE
-    never_locked = not path.exists()
-    lock = -1 if never_locked else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if lock >= 0:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                note = os.read(lock, 4096).decode(errors="replace").strip()
-                raise DataDirectoryError(
-                    f"data directory {data_dir} is in use by another process: {note}. Stop the server first"
-                ) from None
-        yield
-        if never_locked and path.exists():
-            raise DataDirectoryError(f"a server has started in {data_dir} meanwhile; the check means nothing")
-    finally:
-        if lock >= 0:
-            os.close(lock)
 
 
 @contextmanager

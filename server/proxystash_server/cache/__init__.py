@@ -28,9 +28,11 @@ from proxystash_server.cache.errors import (
     NotStoredError,
     StoreError,
     StoreFormatError,
+    StoreInUseError,
 )
 from proxystash_server.cache.manager import CacheManager, Lookups
 from proxystash_server.cache.periodic import TTLManager
+from proxystash_server.cache.store_lock import StoreLock
 from proxystash_server.cache.tiers.base import AuthorityTier, CacheTier, DiskTier, EntryFilter, Page
 from proxystash_server.cache.tiers.jsonl.tier import JsonlCacheTier
 from proxystash_server.cache.tiers.memory import MemoryCacheTier
@@ -72,6 +74,8 @@ __all__ = [
     "SQLiteCacheTier",
     "StoreError",
     "StoreFormatError",
+    "StoreInUseError",
+    "StoreLock",
     "Stored",
     "TTLManager",
     "TierState",

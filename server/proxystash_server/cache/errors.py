@@ -41,11 +41,15 @@ class CacheUnavailableError(CacheError):
 
 
 class CacheClosedError(CacheUnavailableError):
-    """The manager has been closed."""
+    """The manager has been closed, or was made in the process that this one was forked from."""
 
 
 class StoreError(CacheError):
     """A store on disk that must not be opened; the message says what to do. Nothing was changed."""
+
+
+class StoreInUseError(StoreError):
+    """Another cache has the store open; the message says which, if it is known."""
 
 
 class EncryptionKeyError(StoreError):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import os
 import threading
 import time
+import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -55,13 +59,9 @@ from proxystash_server.cache.errors import (
     InvalidEntryError,
 )
 from proxystash_server.cache.ground.keylocks import KeyLocks
-from proxystash_server.cache.periodic import (
-    MAINTENANCE_SECONDS,
-    PeriodicWork,
-    TTLManager,
-    while_held,
-)
+from proxystash_server.cache.periodic import MAINTENANCE_SECONDS, PeriodicWork, TTLManager
 from proxystash_server.cache.setup import failures_path, guard_tiers, missed_changes_path, unlock
+from proxystash_server.cache.store_lock import StoreLock
 from proxystash_server.cache.tiers.base import (
     CacheTier,
     DiskTier,
@@ -92,9 +92,18 @@ class CacheManager:
     the end of the process. Every method is thread-safe; all but `get_statistics` raise CacheClosedError after
     `close`.
 
+    It locks its store, and raises StoreInUseError if another cache has it; `lock` is that lock where the
+    caller has it already, and lets go of it later than of the manager. A manager belongs to the process that
+    has made it: in a forked child it refuses everything with CacheClosedError. One that is dropped without
+    `close` gives a ResourceWarning, and leaves what a killed process leaves.
+
     `clock` gives microseconds since the epoch, `monotonic` seconds for pauses and latencies; `background` off
     means that nothing happens by itself, and `maintain` is the caller's.
     """
+
+    # Until it is made.
+    _closed = True
+    _is_forked = False
 
     def __init__(
         self,
@@ -103,6 +112,20 @@ class CacheManager:
         clock: Clock = wall_clock,
         monotonic: Callable[[], float] = time.monotonic,
         background: bool = True,
+        lock: StoreLock | None = None,
+    ) -> None:
+        self._owns_lock = lock is None
+        self._lock = lock or StoreLock(config, "a CacheManager").__enter__()
+        try:
+            self._open(config, clock, monotonic, background)
+        except BaseException:
+            self._closed = self._released = True
+            self._let_go_of_lock()
+            raise
+        _open_managers.add(self)
+
+    def _open(
+        self, config: CacheConfig, clock: Clock, monotonic: Callable[[], float], background: bool
     ) -> None:
         self.config = config = config.fixed()
         self._clock = clock
@@ -167,7 +190,7 @@ class CacheManager:
             if damaged:
                 logger.warning("damaged lines in the journal", extra={"path": str(path), "lines": damaged})
         self._maintenance = PeriodicWork(
-            "proxystash-maintenance", MAINTENANCE_SECONDS, while_held(self.maintain)
+            "proxystash-maintenance", MAINTENANCE_SECONDS, self, CacheManager.maintain
         )
         if background:
             self._maintenance.start()
@@ -181,16 +204,19 @@ class CacheManager:
     @property
     def l1_tier(self) -> CacheTier:
         """The memory tier."""
+        self._check_process()
         return self._l1
 
     @property
     def l2_tier(self) -> DiskTier:
         """The faster disk tier."""
+        self._check_process()
         return self._l2
 
     @property
     def l3_tier(self) -> DiskTier:
         """The database tier."""
+        self._check_process()
         return self._l3
 
     @property
@@ -435,16 +461,19 @@ class CacheManager:
         every read sees them, before they are acknowledged and while their keys are locked: it must be quick,
         and must not call the cache.
         """
+        self._check_process()
         return self._changes.subscribe(listener)
 
     def unsubscribe(self, listener: Listener) -> None:
         """Tell `listener` no more."""
+        self._check_process()
         self._changes.unsubscribe(listener)
 
     # -- the cache as a whole
 
     def get_statistics(self) -> CacheStatistics:
         """A snapshot of the statistics, which costs no scan of any tier."""
+        self._check_process()
         states = self._reads.states()
         sizes = self._reads.sizes()
         facts = {
@@ -504,6 +533,7 @@ class CacheManager:
             with self._changes.lock, self._changes.lock_reads():
                 self._recovery.close()
                 self._history.close()
+            self._let_go_of_lock()
             self._released = True
 
     def __enter__(self) -> Self:
@@ -513,6 +543,13 @@ class CacheManager:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if not self._closed:
+            warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2, source=self)
+
+    def __repr__(self) -> str:
+        return f"<CacheManager in {self.config.l2_cache_dir.parent}>"
 
     # -- inside
 
@@ -525,8 +562,25 @@ class CacheManager:
             self._l1_latency.record(time.perf_counter_ns() - started)
         return entry
 
+    def _check_process(self) -> None:
+        if self._is_forked:
+            raise CacheClosedError(
+                "the cache was made in the process that this one was forked from; make one in each process, "
+                "each with a directory of its own"
+            )
+
+    def _leave_to_parent(self) -> None:
+        self._is_forked = self._closed = self._released = True
+        # A thread of the parent may have been closing it.
+        self._closing = threading.Lock()
+
+    def _let_go_of_lock(self) -> None:
+        if self._owns_lock:
+            self._lock.release()
+
     def _check_open(self) -> None:
         if self._closed:
+            self._check_process()
             raise CacheClosedError("the cache is closed")
 
     def _put(self, entries: Sequence[tuple[str, CacheEntry]]) -> list[StoredIn]:
@@ -549,3 +603,22 @@ class CacheManager:
         if tier is self._authority.name:
             self._authority.last_damage = object()
         logger.warning("record set aside", extra={"tier": str(tier), "reason": reason})
+
+
+_open_managers: weakref.WeakSet[CacheManager] = weakref.WeakSet()
+
+
+def _refuse_in_child() -> None:
+    """Nobody goes on here with what threads of the parent were doing: a lock may be held for ever.
+
+    That holds for SQLite's own locks, too: so that no connection is ever closed here, nothing of a manager,
+    which has cycles, is collected.
+    """
+    managers = list(_open_managers)
+    if managers:
+        gc.freeze()
+    for manager in managers:
+        manager._leave_to_parent()  # noqa: SLF001 -- of its own module
+
+
+os.register_at_fork(after_in_child=_refuse_in_child)

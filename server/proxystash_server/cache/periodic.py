@@ -6,7 +6,8 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Protocol
+from queue import Empty, SimpleQueue
+from typing import Generic, Protocol, TypeVar
 
 from proxystash_server.cache.errors import CacheClosedError
 
@@ -14,22 +15,26 @@ logger = logging.getLogger(__name__)
 
 MAINTENANCE_SECONDS = 1.0
 
+Owner = TypeVar("Owner")
 
-class PeriodicWork:
-    """Calls a function every `interval` seconds, in a thread between `start` and `stop`.
 
-    Raises ValueError for an interval that no thread can wait.
-    Ends by itself when that raises CacheClosedError. Any other round that fails is logged, and the next may
-    do better.
+class PeriodicWork(Generic[Owner]):
+    """Calls `work` on `owner` every `interval` seconds, in a thread between `start` and `stop`.
+
+    Keeps the owner only during a round. Ends by itself when that is gone, or when a round raises
+    CacheClosedError. Any other round that fails is logged, and the next may do better. Raises ValueError for
+    an interval that no thread can wait.
     """
 
-    def __init__(self, name: str, interval: float, work: Callable[[], object]) -> None:
+    def __init__(self, name: str, interval: float, owner: Owner, work: Callable[[Owner], object]) -> None:
         if not 0 < interval <= threading.TIMEOUT_MAX:
             raise ValueError(f"an interval must be greater than 0 and at most {threading.TIMEOUT_MAX:,.0f} s")
         self._name = name
         self._interval = interval
+        self._owner = weakref.ref(owner, self._end)
         self._work = work
-        self._stopping = threading.Event()
+        # A queue, since the garbage collector may run `_end` wherever a thread stands, also in here.
+        self._ends: SimpleQueue[None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
     @property
@@ -40,39 +45,45 @@ class PeriodicWork:
     def start(self) -> None:
         """Begin; does nothing while it runs already."""
         if not self.is_running:
-            self._stopping.clear()
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._ends = SimpleQueue()
+            self._thread = threading.Thread(
+                target=self._run, args=(self._ends,), name=self._name, daemon=True
+            )
             self._thread.start()
 
     def stop(self) -> None:
         """End, and wait for the round under way."""
         if self._thread is not None:
-            self._stopping.set()
+            self._end()
             self._thread.join()
             self._thread = None
 
-    def _run(self) -> None:
-        while not self._stopping.wait(self._interval):
+    def _end(self, _gone: object = None) -> None:
+        self._ends.put(None)
+
+    def _run(self, ends: SimpleQueue[None]) -> None:
+        goes_on = True
+        while goes_on:
             try:
-                self._work()
-            except CacheClosedError:
-                return
-            except Exception:
-                # The tiers' own failures are handled below.
-                logger.exception("background work failed", extra={"work": self._name})
+                ends.get(timeout=self._interval)
+            except Empty:
+                goes_on = self._do_round()
+            else:
+                goes_on = False
 
-
-def while_held(method: Callable[[], object]) -> Callable[[], object]:
-    """A method as a function that does not keep its object; CacheClosedError once that is gone."""
-    held = weakref.WeakMethod(method)
-
-    def call() -> object:
-        bound = held()
-        if bound is None:
-            raise CacheClosedError("the cache is gone")
-        return bound()
-
-    return call
+    def _do_round(self) -> bool:
+        """One round; whether there is to be another."""
+        owner = self._owner()
+        if owner is None:
+            return False
+        try:
+            self._work(owner)
+        except CacheClosedError:
+            return False
+        except Exception:
+            # The tiers' own failures are handled below.
+            logger.exception("background work failed", extra={"work": self._name})
+        return True
 
 
 class Cleanable(Protocol):
@@ -82,25 +93,27 @@ class Cleanable(Protocol):
         """Remove every expired entry; how many there were."""
 
 
+def _remove_expired(cache_manager: Cleanable) -> None:
+    cache_manager.cleanup_expired()
+
+
 class TTLManager:
     """Removes expired entries every `cleanup_interval` seconds, in a thread between `start` and `stop`.
 
-    Gets never return an expired entry whether it runs or not; it only gives the room back. Raises ValueError
+    Gets never return an expired entry whether it runs or not; it only gives the room back. It ends by itself
+    when the manager is closed, or nobody holds it any more. Raises ValueError
     for an interval that is not greater than 0, or that no thread can wait (292 years).
     """
 
     def __init__(self, cache_manager: Cleanable, cleanup_interval: float = 60) -> None:
         self.cache_manager = cache_manager
         self.cleanup_interval = cleanup_interval
-        self._cleaning = PeriodicWork("proxystash-ttl", cleanup_interval, self._clean)
+        self._cleaning = PeriodicWork("proxystash-ttl", cleanup_interval, cache_manager, _remove_expired)
 
     @property
     def enabled(self) -> bool:
         """Whether the cleaner is running."""
         return self._cleaning.is_running
-
-    def _clean(self) -> None:
-        self.cache_manager.cleanup_expired()
 
     def start(self) -> None:
         """Start cleaning; does nothing while it runs already."""

@@ -116,7 +116,9 @@ class Pool(Lending):
         self._journal.start()
         self._evidence.start()
         engine.subscribe(self._on_changes)
-        self._maintenance = PeriodicWork("proxystash-pool-maintenance", _MAINTENANCE_SECONDS, self.maintain)
+        self._maintenance = PeriodicWork(
+            "proxystash-pool-maintenance", _MAINTENANCE_SECONDS, self, Pool.maintain
+        )
         self._threads = [
             threading.Thread(target=self._run, name="pool-waiting", daemon=True),
             threading.Thread(target=self._keep_loaded, name="pool-loading", daemon=True),

@@ -69,7 +69,6 @@ def import_proxywhirl(
     # Imported late: the other commands have no use for it, and the first brings the whole server with it.
     from proxystash_server.app import cache_config
     from proxystash_server.cache import CacheError
-    from proxystash_server.data_directory import DataDirectory, DataDirectoryError
     from proxystash_server.logs import configure_logging
     from proxystash_server.proxywhirl_import.importer import import_stores
     from proxystash_server.proxywhirl_import.keyring import KeyringError, load_keyring
@@ -81,10 +80,7 @@ def import_proxywhirl(
         stores = find_stores(sources)
         keyring = load_keyring(os.environ, proxywhirl_key_file or [])
         _refuse_overlap([store.path for store in stores], settings.data_dir)
-        with (
-            DataDirectory(settings.data_dir, "importing from proxywhirl"),
-            _progress(quiet=as_json) as progress,
-        ):
+        with _progress(quiet=as_json) as progress:
             report = import_stores(
                 stores,
                 cache_config(settings),
@@ -94,7 +90,7 @@ def import_proxywhirl(
             )
     except (SourceError, KeyringError) as error:
         _fail(str(error), _USAGE)
-    except (DataDirectoryError, CacheError) as error:
+    except CacheError as error:
         _fail(str(error), _NOT_DONE)
     if as_json:
         typer.echo(json.dumps(report.as_json()))

@@ -14,6 +14,7 @@ from proxystash_server.cache import (
     CacheTierType,
     EntryFilter,
     InvalidEntryError,
+    StoreLock,
     TierState,
     TierStatistics,
 )
@@ -51,7 +52,7 @@ def import_stores(
     clock: Clock = wall_clock,
     on_progress: OnProgress = lambda _step, _done, _total: None,
 ) -> ImportReport:
-    """Store every usable entry of `stores` in the cache of `config`, which nothing else may have open.
+    """Store every usable entry of `stores` in the cache of `config`, whose store is locked meanwhile.
 
     Of copies of the same entry, in one store or several, the newest counts, even if it has expired; one that
     the cache already holds, as new or newer, is left alone there. Until it is known which copy that is, all
@@ -60,6 +61,19 @@ def import_stores(
     """
     if not config.l2_config.enabled and not config.l3_config.enabled:
         raise SourceError("neither l2 nor l3 is enabled, so nothing that is imported would be kept")
+    with StoreLock(config, "importing from proxywhirl") as lock:
+        return _import_stores(stores, config, lock, keyring, without_credentials, clock, on_progress)
+
+
+def _import_stores(
+    stores: Sequence[StoreFile],
+    config: CacheConfig,
+    lock: StoreLock,
+    keyring: Keyring,
+    without_credentials: bool,
+    clock: Clock,
+    on_progress: OnProgress,
+) -> ImportReport:
     report = ImportReport()
     copies = list(_read(stores, report, keyring, without_credentials, on_progress))
     if not report.files:
@@ -74,6 +88,7 @@ def import_stores(
             config.model_copy(update={"enable_background_cleanup": False}),
             clock=clock,
             background=False,
+            lock=lock,
         ) as manager:
             _store(manager, usable, report, on_progress)
     return report

@@ -288,7 +288,8 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(directory)): path.read_bytes()
         for path in sorted(directory.rglob("*"))
-        if path.is_file()
+        # The note of whoever was killed: the next, even if it is refused, takes it away.
+        if path.is_file() and path.name != "lock"
     }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from cryptography.fernet import Fernet
 
+from proxystash_server.cache import StoreError, StoreLock
 from proxystash_server.cache.config import CacheTierConfig, CacheTierType
 from proxystash_server.cache.entry.credentials import create_key_file
 from proxystash_server.cache.ground.files import replace_file
@@ -16,6 +17,7 @@ from proxystash_server.cache.tiers.jsonl.directory import JsonlDirectory
 from proxystash_server.cache.tiers.jsonl.log import LogFile
 from proxystash_server.cache.tiers.sqlite.tier import SQLiteCacheTier
 from tests.server.cache.store_contract import ENCRYPTOR
+from tests.server.cache.test_store_lock import config_of
 
 OTHERS = "somebody else's"
 
@@ -55,7 +57,7 @@ def refuse_link(others: Path, link: Path, write: Callable[[], object]) -> None:
     for target in (others, missing):
         link.unlink(missing_ok=True)
         link.symlink_to(target)
-        with pytest.raises(OSError, match="symbolic links"):
+        with pytest.raises((OSError, StoreError), match="symbolic links"):
             write()
     assert others.read_text() == OTHERS
     assert not missing.exists()
@@ -69,6 +71,10 @@ def test_a_log_is_no_link(tmp_path: Path, others: Path) -> None:
 def test_damaged_lines_are_set_aside_into_no_link(tmp_path: Path, others: Path) -> None:
     directory = JsonlDirectory(tmp_path, sync=False)
     refuse_link(others, directory.set_aside_path, lambda: directory.set_aside("file", 0, b"x", "why", 0))
+
+
+def test_the_lock_is_no_link(tmp_path: Path, others: Path) -> None:
+    refuse_link(others, tmp_path / "lock", lambda: StoreLock(config_of(tmp_path), "x").__enter__())
 
 
 def test_no_database_is_made_through_a_link(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ class StoppedCache:
         return check_store(self.config(**fields))
 
     def repair(self, **fields: Any) -> dict[str, int]:
-        return dict(repair_store(self.config(**fields)))
+        return dict(repair_store(self.config(**fields)).done)
 
     def turn_into_format_1(self) -> None:
         """Put in the place of both stores ones of format 1 with the same content."""
@@ -126,10 +126,10 @@ class StoppedCache:
             turn_jsonl_into_format_1(self.l2)
 
     def copy(self, name: str) -> StoppedCache:
-        """The same files elsewhere: what a kill at this moment would leave."""
+        """The same files elsewhere: what a kill at this moment would leave, but for the lock."""
         copy = StoppedCache(self.directory.with_name(name), self.l2_backend)
         copy.settings = self.settings
-        shutil.copytree(self.directory, copy.directory, ignore=shutil.ignore_patterns("*-shm"))
+        shutil.copytree(self.directory, copy.directory, ignore=shutil.ignore_patterns("*-shm", "lock"))
         return copy
 
     # -- looking into files, and changing them

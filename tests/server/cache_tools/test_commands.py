@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import os
@@ -18,10 +19,9 @@ from typer.testing import CliRunner, Result
 
 from proxystash.v1 import cache_service_pb2 as pb
 from proxystash.v1 import cache_service_pb2_grpc as pb_grpc
-from proxystash_server.cache import L2BackendType
+from proxystash_server.cache import L2BackendType, StoreInUseError
+from proxystash_server.cache.store_lock import StoreLock, caches_kept_out
 from proxystash_server.cli import app
-from proxystash_server.data_directory import DataDirectory, DataDirectoryError
-from proxystash_server.store_commands import servers_kept_out
 from tests.server.cache.support import PASSWORD, USERNAME, fingerprint
 from tests.server.cache_tools.stopped import KEYS, SEALED, StoppedCache, miss_changes, sql
 from tests.support.rpc import DEADLINE, open_channel
@@ -35,9 +35,7 @@ def l2_backend() -> L2BackendType:
 
 @pytest.fixture
 def store(cache: StoppedCache) -> StoppedCache:
-    """A filled store, with what a server leaves beside it."""
     cache.fill()
-    (cache.directory / "lock").touch(mode=0o600)
     return cache
 
 
@@ -140,16 +138,29 @@ def test_a_directory_that_a_server_holds_is_refused(tmp_path: Path) -> None:
 def test_no_server_starts_while_a_check_looks(store: StoppedCache) -> None:
     before = fingerprint(store.directory)
     with (
-        servers_kept_out(store.directory),
-        servers_kept_out(store.directory),
-        pytest.raises(DataDirectoryError, match="in use"),
-        DataDirectory(store.directory, "starting"),
+        caches_kept_out(store.directory),
+        caches_kept_out(store.directory),
+        pytest.raises(StoreInUseError, match="in use"),
+        StoreLock(store.config(), "starting"),
     ):
         pass
     assert fingerprint(store.directory) == before
-    (store.directory / "lock").unlink()
-    with pytest.raises(DataDirectoryError, match="meanwhile"), servers_kept_out(store.directory):
-        (store.directory / "lock").touch()
+
+
+def test_a_server_of_an_earlier_release_is_noticed_and_notices(store: StoppedCache) -> None:
+    """It locks the file, and knows nothing of a lock on the directory."""
+    with (store.directory / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(StoreInUseError), caches_kept_out(store.directory):
+            pass
+        with pytest.raises(StoreInUseError), StoreLock(store.config(), "starting"):
+            pass
+    with (
+        StoreLock(store.config(), "starting"),
+        (store.directory / "lock").open("r+") as file,
+        pytest.raises(BlockingIOError),
+    ):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_a_rotation_tells_its_counts_and_the_store_goes_on(store: StoppedCache) -> None:

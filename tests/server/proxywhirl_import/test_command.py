@@ -185,14 +185,14 @@ def test_a_wrong_call_changes_nothing(fault: str, source: Path, data_dir: Path) 
 
 def test_a_store_of_ours_under_another_key_is_left_alone(source: Path, data_dir: Path) -> None:
     assert run(source, "--data-dir", data_dir).returncode == 0
-    before = {path: content for path, (_, _, content) in snapshot(data_dir).items() if path != "lock"}
+    before = {path: content for path, (_, _, content) in snapshot(data_dir).items()}
 
     wrong = {"PROXYSTASH_ENCRYPTION_KEY": Fernet.generate_key().decode()}
     result = run(source, "--data-dir", data_dir, env={**KEYS, **wrong})
 
     assert result.returncode == 1
     assert "PROXYSTASH_ENCRYPTION_KEY" in result.stderr
-    assert {path: content for path, (_, _, content) in snapshot(data_dir).items() if path != "lock"} == before
+    assert {path: content for path, (_, _, content) in snapshot(data_dir).items()} == before
 
 
 @pytest.mark.parametrize(

@@ -17,14 +17,18 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def make_directory(path: Path, *, sync: bool) -> None:
-    """Make a directory and what is missing above it, each name durable if `sync`."""
+def make_directory(path: Path, *, sync: bool, mode: int = 0o777) -> list[Path]:
+    """Make a directory and what is missing above it, each name durable if `sync`; those that were made.
+
+    `mode` is that of the last.
+    """
     if path.is_dir():
-        return
-    make_directory(path.parent, sync=sync)
-    path.mkdir(exist_ok=True)
+        return []
+    made = make_directory(path.parent, sync=sync)
+    path.mkdir(mode, exist_ok=True)
     if sync:
         sync_directory(path.parent)
+    return [*made, path]
 
 
 def unused_path(path: Path, word: str) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Final
+from typing import Final, NamedTuple
 
 from cryptography.fernet import Fernet
 
@@ -17,6 +17,7 @@ from proxystash_server.cache.stopped.check import check_store, stopped_stores
 from proxystash_server.cache.stopped.report import Progress, Report, no_progress
 from proxystash_server.cache.stopped.resealing import write_anew
 from proxystash_server.cache.stopped.sqlite_repair import repair_database
+from proxystash_server.cache.store_lock import StoreLock
 from proxystash_server.cache.tiers.jsonl.directory import JsonlDirectory
 from proxystash_server.cache.tiers.jsonl.record import rewrite
 
@@ -25,19 +26,32 @@ _KEY_FAULTS: Final = frozenset({"unusable_key", "wrong_key"})
 _FOREIGN: Final = frozenset({"unknown_format", "foreign_database", "wrong_schema"})
 
 
-def repair_store(config: CacheConfig, *, progress: Progress = no_progress) -> Counter[str]:
-    """Repair the store of a stopped cache; what was done, and how often.
+class Repair(NamedTuple):
+    """What was done, and how often, and what a check finds now."""
+
+    done: Counter[str]
+    report: Report
+
+
+def repair_store(config: CacheConfig, *, progress: Progress = no_progress) -> Repair:
+    """Repair the store of a stopped cache, which is locked meanwhile, and check it again.
 
     Bad records are set aside as a running tier does. What L3 loses by that, it gets back from L2 as far as
     that has it; then an L2 that does not agree with L3 is emptied. Raises EncryptionKeyError and StoreError,
-    having changed nothing, where the key is not at hand or a file is not ours; TierError, OSError or
-    sqlite3.Error if a file cannot be written.
+    having changed nothing, where the store is in use, the key not at hand, or a file not ours; TierError,
+    OSError or sqlite3.Error if a file cannot be written.
     """
-    found = check_store(config, progress=progress)
+    with StoreLock(config, "repairing the store") as lock:
+        found = check_store(config, progress=progress)
+        if found.consistent:
+            return Repair(Counter(), found)
+        _refuse_hopeless(found)
+        done = _repair(config, lock, found, progress)
+        return Repair(done, check_store(config, progress=progress))
+
+
+def _repair(config: CacheConfig, lock: StoreLock, found: Report, progress: Progress) -> Counter[str]:
     done: Counter[str] = Counter()
-    if found.consistent:
-        return done
-    _refuse_hopeless(found)
     encryptor = _encryptor(config)
     for store, tier_config in zip(stopped_stores(config), (config.l2_config, config.l3_config), strict=True):
         if not (tier_config.enabled and store.is_there()):
@@ -50,7 +64,8 @@ def repair_store(config: CacheConfig, *, progress: Progress = no_progress) -> Co
         else:
             done += repair_database(store.path, encryptor, drop_key_check=drop_key_check)
     # As every start does: refill L3 from L2, make up for what it has missed, evict what is over.
-    CacheManager(config.model_copy(update={"enable_background_cleanup": False}), background=False).close()
+    without_cleaner = config.model_copy(update={"enable_background_cleanup": False})
+    CacheManager(without_cleaner, background=False, lock=lock).close()
     journal = missed_changes_path(config)
     if any(fault.place == str(journal) for fault in found.faults) and not journal.exists():
         done["damaged journals set aside"] += 1

@@ -38,6 +38,7 @@ from proxystash_server.cache.stopped.jsonl import StoppedJsonl
 from proxystash_server.cache.stopped.report import Progress, Report, no_progress
 from proxystash_server.cache.stopped.resealing import Resealing, ResealingDatabase, ResealingJsonl
 from proxystash_server.cache.stopped.sqlite import StoppedDatabase
+from proxystash_server.cache.store_lock import StoreLock
 
 _PREVIOUS: Final = f"{KEY_VARIABLE}_PREVIOUS"
 # What holds seals and is nobody's but the operator's.
@@ -72,17 +73,24 @@ class _Plan:
 def rotate_key(
     config: CacheConfig, new_key_file: Path | None = None, *, progress: Progress = no_progress
 ) -> Rotation:
-    """Seal every credential of a stopped store under a new key.
+    """Seal every credential of a stopped store, which is locked meanwhile, under a new key.
 
     The new key is that of `new_key_file`; else, where the key is configured, the configured one, with the old
     one among the previous keys; else one that is generated and kept in the key file.
 
-    Raises EncryptionKeyError and StoreError, having changed no seal, if a key is missing, wrong or malformed,
-    if there is damage in a store, or if the stores cannot make up for what they have missed. TierError,
-    OSError or sqlite3.Error leave a rotation to be finished.
+    Raises EncryptionKeyError and StoreError, having changed no seal, if the store is in use, if a key is
+    missing, wrong or malformed, if there is damage in a store, or if the stores cannot make up for what they
+    have missed. TierError, OSError or sqlite3.Error leave a rotation to be finished.
     """
+    with StoreLock(config, "changing the encryption key") as lock:
+        return _rotate_key(config, lock, new_key_file, progress)
+
+
+def _rotate_key(
+    config: CacheConfig, lock: StoreLock, new_key_file: Path | None, progress: Progress
+) -> Rotation:
     plan = _plan(config, new_key_file)
-    _apply_missed_changes(config, plan)
+    _apply_missed_changes(config, lock, plan)
     stores = _find_stores(config)
     keyring = _Keyring(plan.keys)
     rotation = Rotation(was_unfinished=plan.was_unfinished, advice=_advice(config, new_key_file))
@@ -103,7 +111,7 @@ def rotate_key(
     return rotation
 
 
-def _apply_missed_changes(config: CacheConfig, plan: _Plan) -> None:
+def _apply_missed_changes(config: CacheConfig, lock: StoreLock, plan: _Plan) -> None:
     """Have the stores make up for what they have missed, as a start does."""
     path = missed_changes_path(config)
     if not path.exists():
@@ -111,7 +119,7 @@ def _apply_missed_changes(config: CacheConfig, plan: _Plan) -> None:
     # Where the key moves from the file to the configuration, a cache does not look into the file.
     previous = tuple(SecretStr(key.decode()) for key in plan.others)
     update = {"previous_encryption_keys": previous, "enable_background_cleanup": False}
-    CacheManager(config.model_copy(update=update), background=False).close()
+    CacheManager(config.model_copy(update=update), background=False, lock=lock).close()
     if path.exists():
         raise StoreError(
             f"{path} has changes that the slowest tier has missed, and cannot take now. Let a server work "
