@@ -27,7 +27,7 @@ from tests.torture.tally import Tally
 # What part of the time each takes; the kill points go on until each was hit, however long that takes.
 _SHARES = {"kill points": 0.25, "linearizability": 0.2, "leases": 0.1, "state machine": 0.25, "soak": 0.2}
 # Those over gRPC take longer, and meet no faults.
-_EXAMPLES_AT_A_TIME = {"library": 40, "grpc": 10}
+_EXAMPLES_AT_A_TIME = {"library": 40, "grpc": 10, "lending": 20}
 
 
 def torture_kill_points(tally: Tally, seed: int, seconds: float) -> None:

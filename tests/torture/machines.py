@@ -12,6 +12,7 @@ from hypothesis.stateful import precondition, rule, run_state_machine_as_test
 import proxystash
 from proxystash_server.cache import CacheTierConfig, L2BackendType
 from tests.support.rpc import serving
+from tests.torture.lending_machine import LendingMachine
 from tests.torture.machine import KEYS, CacheMachine, some_keys, some_ttl
 from tests.torture.model import Seen, State
 from tests.torture.stores import SECOND_US, Driver, RpcDriver, all_of, credentials_of
@@ -73,7 +74,7 @@ _MACHINES: Final[dict[str, type[CacheMachine]]] = {
     f"{base.__name__.removesuffix('Machine').lower()}-{l2_backend}{'' if has_l1 else '-without-l1'}": type(
         base.__name__, (base,), {"l2_backend": l2_backend, **({} if has_l1 else {"l1": _NO_L1})}
     )
-    for base in (LibraryMachine, GrpcMachine)
+    for base in (LibraryMachine, GrpcMachine, LendingMachine)
     for l2_backend in L2BackendType
     for has_l1 in (True, False)
 }

@@ -8,16 +8,20 @@ from unittest import mock
 
 import pytest
 
-from proxystash_server.cache import CacheEntry, JsonlCacheTier
+from proxystash_server.cache import CacheEntry, CacheManager, JsonlCacheTier
 from proxystash_server.cache.coherence.disk_cache import DiskCache
 from proxystash_server.cache.coherence.missed import MissedChanges
 from proxystash_server.cache.coherence.recovery import Recovery
 from proxystash_server.cache.tiers.base import Applied, Write
-from tests.torture.machine import L2, L3, CacheMachine
+from proxystash_server.pool.index import ABSENT
+from proxystash_server.pool.journal import Journal
+from proxystash_server.pool.lending import Lending
+from proxystash_server.pool.pool import Pool
+from tests.torture.machine import KEYS, L2, L3, CacheMachine
 from tests.torture.machines import NAMES, make_machine, run_machine
-from tests.torture.tally import Tally
+from tests.torture.tally import BreachError, Tally
 
-_EXAMPLES = {"library": 50, "grpc": 15}
+_EXAMPLES = {"library": 50, "grpc": 15, "lending": 30}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -43,6 +47,26 @@ def test_a_planted_bug_is_found() -> None:
         pytest.raises(AssertionError),
     ):
         run_machine("library-jsonl", Tally(), examples=200, shrink=False)
+
+
+def _take_for_gone(pool: Lending, slot: int, _now: float) -> None:
+    assert isinstance(pool, Pool)
+    if slot != ABSENT:
+        pool._remove(pool._index.key_of(slot))
+
+
+_PLANTED: Final = {
+    "a list that lacks some is taken for whole": (CacheManager, "lists_all", True),
+    "a proxy has as many leases as one likes": (Lending, "_limit", lambda _lending, _slot: 1000),
+    "leases are forgotten by a kill": (Journal, "commit", lambda _journal: None),
+}
+
+
+@pytest.mark.parametrize("planted", _PLANTED)
+def test_a_planted_bug_of_the_pool_is_found(planted: str) -> None:
+    lending, name, instead = _PLANTED[planted]
+    with mock.patch.object(lending, name, instead), pytest.raises(AssertionError):
+        run_machine("lending-jsonl", Tally(), examples=500, shrink=False)
 
 
 # -- a step of the protocol that is skipped, and the little that it takes to see that
@@ -132,10 +156,10 @@ _SKIPPED: Final = {
 }
 
 
-def _tell(name: str, story: Sequence[Callable[[CacheMachine], object]]) -> None:
+def _tell(name: str, story: Sequence[Callable[[Any], object]], *, l2_has_bounds: bool = False) -> None:
     machine = make_machine(name, Tally())()
     try:
-        machine.start("lru", False)
+        machine.start("lru", l2_has_bounds)
         for step in story:
             step(machine)
     finally:
@@ -150,3 +174,20 @@ def test_a_skipped_step_is_noticed(name: str, skipped: str) -> None:
 
     with mock.patch.object(skipping, method, instead), pytest.raises(AssertionError):
         _tell(name, story)
+
+
+def test_a_proxy_that_is_taken_for_gone_is_noticed() -> None:
+    """Given entries that L3 alone has, which are drawn while it is away."""
+    story = (
+        lambda machine: [machine.put([key], 3600, 0, False) for key in KEYS],
+        lambda machine: machine.break_part(L3, "down"),
+        lambda machine: machine.acquire(16),
+        lambda machine: machine.heal(),
+        lambda machine: machine.maintain(),
+        lambda machine: machine.go_on(2),
+        lambda machine: machine.acquire(16),
+    )
+    _tell("lending-jsonl", story, l2_has_bounds=True)
+
+    with mock.patch.object(Lending, "_set_aside", _take_for_gone), pytest.raises(BreachError):
+        _tell("lending-jsonl", story, l2_has_bounds=True)
