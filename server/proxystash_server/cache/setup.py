@@ -22,6 +22,7 @@ from proxystash_server.cache.entry.credentials import (
     KEY_VARIABLE,
     CredentialEncryptor,
     create_key_file,
+    is_damaged_check,
     read_key_file,
 )
 from proxystash_server.cache.entry.entry import Clock
@@ -59,6 +60,9 @@ def unlock(config: CacheConfig) -> tuple[CredentialEncryptor, Callable[[], None]
                 f"{path} is missing, but {tier.tier_type} was sealed under a key. "
                 f"Put the key file back, or give the key in {KEY_VARIABLE}"
             )
+        if is_damaged_check(check):
+            # What the tier has sealed decides when it is opened.
+            continue
         raise EncryptionKeyError(
             f"the key in {origin} is not the one that {tier.tier_type} was sealed under. Give that key in "
             f"{KEY_VARIABLE}, or beside a newer one in {KEY_VARIABLE}_PREVIOUS; both are needed while a "

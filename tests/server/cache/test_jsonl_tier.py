@@ -56,7 +56,8 @@ class TestJsonlTier(AuthorityTierContract):
 
     def pretend_newer_format(self, directory: Path) -> None:
         meta = json.loads((directory / "meta.json").read_bytes())
-        (directory / "meta.json").write_text(json.dumps({**meta, "version": 1000}))
+        del meta["seq"], meta["crc"]
+        (directory / "meta.json").write_bytes(finish_line(encode_body({**meta, "version": 1000}), 0))
 
     def damage(self, directory: Path, key: str) -> None:
         path = directory / FILE

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from proxystash_server.cache import CacheTierConfig, L2BackendType, StoreError
-from proxystash_server.cache.tiers.jsonl.line import finish_line
+from proxystash_server.cache.tiers.jsonl.line import encode_body, finish_line
 from proxystash_server.cache.tiers.sqlite.format import PAGE_BYTES
 from proxystash_server.cache.tiers.sqlite.record import COLUMNS, CONTENT_LENGTH, checksum
 from tests.server.cache.support import SWITCHED_OFF, fingerprint, flip_byte
@@ -123,7 +123,16 @@ ANY_DATABASE: dict[str, Damage] = {
         lambda path: sql(path, "DELETE FROM meta WHERE name = 'key_check'"), {"lost_key_check"}
     ),
     "a damaged key check": Damage(set_meta("key_check", b"gAAAAA"), {"damaged_key_check"}),
-    "a missing index": Damage(lambda path: sql(path, "DROP INDEX entries_by_expiry"), {"wrong_index"}),
+    "a header that says that it is of somebody else": Damage(
+        lambda path: sql(path, "PRAGMA application_id = 7"), {"wrong_header"}
+    ),
+    "a header that says that it is of a newer format": Damage(
+        lambda path: sql(path, "PRAGMA user_version = 1000"), {"wrong_header"}
+    ),
+    "another table": Damage(
+        lambda path: sql(path, "ALTER TABLE set_aside ADD COLUMN more"), {"damaged_database"}
+    ),
+    "a missing index": Damage(lambda path: sql(path, "DROP INDEX entries_by_expiry"), {"damaged_database"}),
     "an index with something else in it": Damage(spoil_index, {"damaged_page"}),
     "a key with two rows": Damage(repeat_row, {"repeated_key", "disagreement"}),
     "no name of its own": Damage(
@@ -185,12 +194,16 @@ COSTS_NOTHING = {
     "no key check",
     "a damaged key check",
     "no name of its own",
+    "a header that says that it is of somebody else",
+    "a header that says that it is of a newer format",
+    "another table",
+    "a smashed header",
     "a missing index",
     "an index with something else in it",
     "a key with two rows",
     "a smashed page of other things",
 }
-COSTS_SEVERAL = {"a smashed page of entries", "a smashed header", "a file cut in half"}
+COSTS_SEVERAL = {"a smashed page of entries", "a file cut in half"}
 
 
 @pytest.mark.parametrize("l2_backend", [L2BackendType.SQLITE])
@@ -212,7 +225,9 @@ def test_damage_to_the_only_database_is_found_and_costs_what_is_damaged(
 def spoil_meta(**fields: object) -> Callable[[Path], object]:
     def change(path: Path) -> None:
         meta = path.with_name("meta.json")
-        meta.write_text(json.dumps({**json.loads(meta.read_bytes()), **fields}))
+        record = {**json.loads(meta.read_bytes()), **fields}
+        del record["seq"], record["crc"]
+        meta.write_bytes(finish_line(encode_body(record), 0))
 
     return change
 
@@ -358,11 +373,18 @@ def test_a_tier_with_more_entries_than_it_may_hold_is_a_fault(cache: StoppedCach
 
 HOPELESS: dict[str, Damage] = {
     "a database of somebody else": Damage(
-        lambda path: sql(path, "PRAGMA application_id = 7"), {"foreign_database"}
+        lambda path: [
+            sql(path, "PRAGMA application_id = 7"),
+            sql(path, "DROP TABLE set_aside"),
+        ],
+        {"unknown_format"},
     ),
-    "a newer format": Damage(lambda path: sql(path, "PRAGMA user_version = 1000"), {"unknown_format"}),
-    "another table": Damage(
-        lambda path: sql(path, "ALTER TABLE set_aside ADD COLUMN more"), {"wrong_schema"}
+    "a newer format": Damage(
+        lambda path: [
+            sql(path, "ALTER TABLE entries ADD COLUMN later"),
+            sql(path, "PRAGMA user_version = 1000"),
+        ],
+        {"unknown_format"},
     ),
 }
 

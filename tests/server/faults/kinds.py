@@ -224,7 +224,7 @@ class ReplacedByGarbage(Fault):
     lasts = False
     loses = True
     backends = frozenset({L2BackendType.SQLITE})
-    also_told = frozenset({"record set aside"})
+    also_told = frozenset({"record set aside", "a database is damaged"})
 
     def begin(self) -> None:
         other = self.site.database.with_name("other")

@@ -6,13 +6,13 @@ had missed. The tiers bring that along as the note `inherited`, until L3 has cau
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
 
 from proxystash_server.cache.coherence.guard import GuardedTier
 from proxystash_server.cache.coherence.missed import MissedChanges
+from proxystash_server.cache.ground.parsing import parse_json
 from proxystash_server.cache.tiers.base import DiskTier, Write
 
 # The key that stood for all of them: a Clear was missed.
@@ -65,7 +65,7 @@ def _marks_in(notes: Mapping[str, object]) -> dict[str, int] | None:
     if not isinstance(text, str):
         return None
     with suppress(ValueError):
-        marks = json.loads(text)
+        marks = parse_json(text)
         if isinstance(marks, dict):
             return {key: version for key, version in marks.items() if isinstance(version, int)}
     return {}

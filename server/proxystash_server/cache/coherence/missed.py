@@ -27,6 +27,7 @@ from proxystash_server.cache.errors import (
 )
 from proxystash_server.cache.ground.files import make_directory, replace_file, sync_directory, unused_path
 from proxystash_server.cache.ground.killpoints import kill_point
+from proxystash_server.cache.ground.parsing import UNREADABLE
 from proxystash_server.cache.tiers.base import Write
 from proxystash_server.cache.tiers.jsonl.line import decode_line, encode_body, finish_line
 from proxystash_server.cache.tiers.jsonl.log import LogFile
@@ -147,7 +148,7 @@ class MissedChanges:
     def read(self, key: str) -> CacheEntry | None:
         """The entry that the last missed change of `key` stored, as it was used since; None if it is unsaved.
 
-        Raises TierError if it cannot be read, ValueError, KeyError or TypeError if it is damaged.
+        Raises TierError if it cannot be read, one of UNREADABLE if it is damaged.
         """
         place = self._places.get(key)
         if place is None or place.removes or key in self._unsaved:
@@ -210,7 +211,7 @@ class MissedChanges:
         if place.removes:
             return Write(key, None, place.version)
         entry = None
-        with suppress(ValueError, KeyError, TypeError):
+        with suppress(*UNREADABLE):
             entry = self._read_at(key, place)
         if entry is not None:
             return Write(key, entry, place.version)

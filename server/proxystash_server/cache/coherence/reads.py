@@ -15,6 +15,7 @@ from proxystash_server.cache.config import CacheTierType
 from proxystash_server.cache.counting.statistics import TierState
 from proxystash_server.cache.entry.entry import CacheEntry
 from proxystash_server.cache.errors import CacheUnavailableError, TierError
+from proxystash_server.cache.ground.parsing import UNREADABLE
 from proxystash_server.cache.tiers.base import DiskTier, EntryFilter, Page
 from proxystash_server.cache.tiers.memory import MemoryCacheTier
 
@@ -95,7 +96,7 @@ class Reads:
     def _missed(self, key: str) -> CacheEntry | None:
         try:
             return self._authority.missed.read(key)
-        except (ValueError, KeyError, TypeError):
+        except UNREADABLE:
             # Damage, which costs this change; its line is kept for the operator.
             return None
         except TierError:

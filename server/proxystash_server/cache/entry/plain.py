@@ -17,6 +17,7 @@ from proxystash_server.cache.entry.credentials import CredentialEncryptor
 from proxystash_server.cache.entry.entry import to_datetime, to_microseconds
 from proxystash_server.cache.entry.fields import Content, Fields, public_name
 from proxystash_server.cache.entry.limits import NO_LABELS
+from proxystash_server.cache.ground.parsing import parse_json  # noqa: F401 -- for what is compiled below
 
 # A text as JSON, in quotes. Records are written piece by piece: a fraction of what `json.dumps` costs.
 quoted: Final = encode_basestring
@@ -68,8 +69,8 @@ _FROM_EITHER: Final[Mapping[object, str]] = {
 }
 _FROM_COLUMN: Final[Mapping[object, str]] = {
     **_FROM_EITHER,
-    HealthMonitoring | None: "None if {0} is None else _read_monitoring(json.loads({0}))",
-    Mapping[str, str]: "_read_labels(None if {0} is None else json.loads({0}))",
+    HealthMonitoring | None: "None if {0} is None else _read_monitoring(parse_json({0}))",
+    Mapping[str, str]: "_read_labels(None if {0} is None else parse_json({0}))",
 }
 _FROM_JSON: Final[Mapping[object, str]] = {
     **_FROM_EITHER,

@@ -31,12 +31,17 @@ def make_directory(path: Path, *, sync: bool, mode: int = 0o777) -> list[Path]:
     return [*made, path]
 
 
-def unused_path(path: Path, word: str) -> Path:
-    """A name beside `path` that nobody has, with a word that says what it is for and a number."""
+def unused_path(path: Path, word: str, *endings: str) -> Path:
+    """A name beside `path` that nobody has, with a word that says what it is for and a number.
+
+    With the `endings` nobody has it either.
+    """
     number = 1
-    while (candidate := path.with_name(f"{path.name}.{word}-{number}")).exists():
+    while True:
+        candidate = path.with_name(f"{path.name}.{word}-{number}")
+        if not any(path.with_name(candidate.name + ending).exists() for ending in ("", *endings)):
+            return candidate
         number += 1
-    return candidate
 
 
 def open_anew(path: Path) -> int:

@@ -20,9 +20,11 @@ from proxystash_server.cache.entry.credentials import (
     KEY_VARIABLE,
     CredentialEncryptor,
     UnreadableCredentialsError,
+    is_damaged_check,
 )
 from proxystash_server.cache.entry.entry import CacheEntry, with_use
 from proxystash_server.cache.errors import EncryptionKeyError, StoreFormatError, TierError
+from proxystash_server.cache.ground.parsing import UNREADABLE
 from proxystash_server.cache.setup import (
     L2_DATABASE,
     find_keys,
@@ -122,8 +124,8 @@ def _check_key(store: StoppedStore, tally: _Tally, report: Report) -> None:
         # Where the store cannot even say its name, that has been told.
         if store.totals.entries and store.notes.get("id"):
             report.fault("lost_key_check", place, f"{key_check} is missing", "--repair makes a new one")
-    elif tally.opened:
-        message = f"all {tally.opened} credentials can be opened, but not {key_check}"
+    elif tally.opened or is_damaged_check(store.key_check):
+        message = f"{key_check} is damaged: all {tally.opened} credentials can be opened"
         report.fault("damaged_key_check", place, message, "--repair makes a new one")
     else:
         report.fault("wrong_key", place, wrong, _GIVE_KEY)
@@ -274,7 +276,7 @@ def _missed_entry(missed: MissedChanges, key: str) -> CacheEntry | Exception | N
     """The entry that the last missed change of `key` stored, if it did, or why it cannot be read."""
     try:
         return missed.read(key)
-    except (TierError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (TierError, *UNREADABLE) as error:
         return error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from proxystash_server.cache.config import CacheTierType
 from proxystash_server.cache.entry.credentials import CredentialEncryptor, UnreadableCredentialsError
 from proxystash_server.cache.entry.entry import CacheEntry
 from proxystash_server.cache.errors import StoreFormatError
+from proxystash_server.cache.ground.parsing import UNREADABLE, parse_json
 from proxystash_server.cache.stopped.report import Progress, Report
 from proxystash_server.cache.stopped.store import REPAIR, RESTORE, StoppedStore
 from proxystash_server.cache.tiers.jsonl.directory import JsonlDirectory
@@ -94,8 +94,8 @@ class StoppedJsonl(StoppedStore):
             for line in lines:
                 self.totals.set_aside += 1
                 try:
-                    self._set_aside.add(hash(json.loads(line)["line"].rstrip("\n")))
-                except (ValueError, KeyError, TypeError, AttributeError):
+                    self._set_aside.add(hash(parse_json(line)["line"].rstrip("\n")))
+                except UNREADABLE:
                     continue
         report.note(
             "set_aside",
@@ -125,7 +125,7 @@ class StoppedJsonl(StoppedStore):
             self.totals.credentials += 1
             report.unreadable_credential(place, key)
             return None
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except UNREADABLE:
             report.fault("damaged_line", place, f"the entry {key!r} cannot be read", REPAIR)
             return None
         self.totals.credentials += entry.sealed is not None

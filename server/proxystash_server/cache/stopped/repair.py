@@ -23,7 +23,7 @@ from proxystash_server.cache.tiers.jsonl.record import rewrite
 
 # What no repair helps against: a person must say what is right.
 _KEY_FAULTS: Final = frozenset({"unusable_key", "wrong_key"})
-_FOREIGN: Final = frozenset({"unknown_format", "foreign_database", "wrong_schema"})
+_FOREIGN: Final = frozenset({"unknown_format"})
 
 
 class Repair(NamedTuple):
@@ -71,6 +71,7 @@ def _repair(config: CacheConfig, lock: StoreLock, found: Report, progress: Progr
         done["damaged journals set aside"] += 1
     if config.l3_config.enabled and not check_store(config, progress=progress).consistent:
         done["entries of L2 dropped"] = _empty_l2(config, encryptor)
+    done["headers corrected"] = found.counts["wrong_header"]
     done["lost files made anew"] = found.counts["lost_file"] + found.counts["lost_meta"]
     return +done
 

@@ -21,7 +21,7 @@ from proxystash_server.cache.tiers.jsonl.line import decode_line, encode_body, f
 from proxystash_server.cache.tiers.jsonl.log import LogFile
 from proxystash_server.cache.tiers.jsonl.record import rewrite
 from proxystash_server.cache.tiers.jsonl.tier import JsonlCacheTier
-from proxystash_server.cache.tiers.sqlite.record import COLUMNS, CONTENT_LENGTH, checksum
+from proxystash_server.cache.tiers.sqlite.record import COLUMNS, CONTENT_LENGTH, checksum, matches_checksum
 from proxystash_server.cache.tiers.sqlite.tier import SQLiteCacheTier
 
 # The new seal of a token, or None if it has it already.
@@ -122,7 +122,7 @@ class ResealingDatabase(Resealing):
                 connection.execute("BEGIN IMMEDIATE")
                 for number, *row in rows:
                     content = tuple(row[:CONTENT_LENGTH])
-                    if checksum(content) != row[CONTENT_LENGTH]:
+                    if not matches_checksum(content, row[CONTENT_LENGTH]):
                         raise TierError(f"{self.path} row {number} is damaged")
                     token = change(content[2].encode())
                     if token is not None:

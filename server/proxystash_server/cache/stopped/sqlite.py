@@ -13,23 +13,24 @@ from proxystash_server.cache.config import CacheTierType
 from proxystash_server.cache.entry.credentials import CredentialEncryptor, UnreadableCredentialsError
 from proxystash_server.cache.entry.entry import CacheEntry
 from proxystash_server.cache.entry.plain import CorruptRecordError
-from proxystash_server.cache.errors import StoreError
+from proxystash_server.cache.errors import StoreError, StoreFormatError
 from proxystash_server.cache.stopped.report import Progress, Report
-from proxystash_server.cache.stopped.store import REPAIR, RESTORE, StoppedStore
+from proxystash_server.cache.stopped.store import REPAIR, StoppedStore
+from proxystash_server.cache.tiers.sqlite.database import SQLITE_ERRORS
 from proxystash_server.cache.tiers.sqlite.format import (
-    APPLICATION_ID,
     FORMAT_VERSION,
+    META,
     RENAMED_NOTES,
-    SCHEMA,
     TABLE_INFO,
     as_in,
+    check_header,
+    format_of,
+    is_marked,
 )
 from proxystash_server.cache.tiers.sqlite.record import COLUMNS, Row, read_row, scheme_of
 
 # What stands in a row beside what `read_row` proves: the filter's column and the order of eviction.
 CHECKED_COLUMNS = f"id, {COLUMNS}, scheme, recency"
-# What the table meta must have, and of which type.
-META = {"id": str, "entries": int, "last_version": int, "key_check": bytes}
 _MOST_PAGE_FAULTS = 100
 _SALVAGES = "--repair saves what can be read and sets the file aside"
 
@@ -56,7 +57,7 @@ class StoppedDatabase(StoppedStore):
                 return False
             self._read_meta(connection, report)
             self._count_set_aside(connection, report)
-        except sqlite3.DatabaseError as error:
+        except SQLITE_ERRORS as error:
             remedy = "the next start, or --repair, saves what can be read of it and sets the file aside"
             report.fault("damaged_database", self._place, f"the file is damaged: {error}", remedy)
             self.close()
@@ -82,7 +83,7 @@ class StoppedDatabase(StoppedStore):
                 entry = self._read(number, tuple(row), encryptor, report)
                 if entry is not None:
                     yield entry
-        except sqlite3.DatabaseError as error:
+        except SQLITE_ERRORS as error:
             if sound:
                 report.fault("damaged_page", self._place, f"cannot be read to the end: {error}", _SALVAGES)
             sound = False
@@ -99,7 +100,7 @@ class StoppedDatabase(StoppedStore):
         try:
             query = f"SELECT {self._as_here(COLUMNS)} FROM entries WHERE key IN ({marks})"
             return {row[0]: entry_or_fault(row, encryptor) for row in self._opened.execute(query, keys)}
-        except sqlite3.DatabaseError as error:
+        except SQLITE_ERRORS as error:
             return dict.fromkeys(keys, error)
 
     def close(self) -> None:
@@ -140,32 +141,21 @@ class StoppedDatabase(StoppedStore):
         return connection
 
     def _is_ours(self, connection: sqlite3.Connection, report: Report) -> bool:
-        application_id = connection.execute("PRAGMA application_id").fetchone()[0]
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-        if not tables:
+        check_header(self.path)
+        try:
+            version = format_of(self.path, connection)
+        except StoreFormatError as error:
+            report.fault("unknown_format", self._place, str(error), "move it away, or use a newer release")
+            return False
+        if not version:
             message = "the database is empty yet"
             report.note("unfinished_store", self._place, message, "the next start begins it")
-        elif application_id != APPLICATION_ID:
-            message = "a SQLite database, but not one of proxystash"
-            report.fault("foreign_database", self._place, message, "move it away")
-        elif version > FORMAT_VERSION:
-            message = f"the format is {version}; this release reads up to {FORMAT_VERSION}"
-            report.fault("unknown_format", self._place, message, "use a newer release")
-        else:
-            report.note_older_format(self._place, version, FORMAT_VERSION)
-            if version == FORMAT_VERSION:
-                self._check_schema(connection, report)
-            return True
-        return False
-
-    def _check_schema(self, connection: sqlite3.Connection, report: Report) -> None:
-        for name, sql in wrong_schema(connection).items():
-            if sql.startswith("CREATE INDEX"):
-                message = f"index {name} is missing"
-                report.fault("wrong_index", self._place, message, "--repair makes it again")
-            else:
-                report.fault("wrong_schema", self._place, f"table {name} is not as it should be", RESTORE)
+            return False
+        report.note_older_format(self._place, version, FORMAT_VERSION)
+        if version == FORMAT_VERSION and not is_marked(connection):
+            message = "the header does not say what the file is, as its tables do"
+            report.fault("wrong_header", self._place, message, "the next start, or --repair, corrects it")
+        return True
 
     def _read_meta(self, connection: sqlite3.Connection, report: Report) -> None:
         meta = {
@@ -192,7 +182,7 @@ class StoppedDatabase(StoppedStore):
     def _check_pages(self, connection: sqlite3.Connection, report: Report) -> bool:
         try:
             messages = [row[0] for row in connection.execute(f"PRAGMA integrity_check({_MOST_PAGE_FAULTS})")]
-        except sqlite3.DatabaseError as error:
+        except SQLITE_ERRORS as error:
             messages = [str(error)]
         if messages == ["ok"]:
             return True
@@ -230,20 +220,8 @@ def entry_or_fault(row: Row, encryptor: CredentialEncryptor) -> CacheEntry | Exc
         return read_row(row, encryptor)
     except (CorruptRecordError, UnreadableCredentialsError) as error:
         return error
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return CorruptRecordError("the row lacks what it should say")
 
 
 def decode_text(text: bytes) -> str:
     """A text of the database; one that is damaged comes out as something that no sound one is equal to."""
     return text.decode("utf-8", "surrogateescape")
-
-
-def wrong_schema(connection: sqlite3.Connection) -> dict[str, str]:
-    """The tables and indexes that are not there as they should be, with what makes them."""
-    schema = "SELECT name, sql FROM sqlite_schema WHERE sql NOTNULL"
-    with closing(sqlite3.connect(":memory:")) as model:
-        model.executescript(SCHEMA)
-        expected = dict(model.execute(schema))
-    actual = dict(connection.execute(schema))
-    return {name: sql for name, sql in expected.items() if actual.get(name) != sql}

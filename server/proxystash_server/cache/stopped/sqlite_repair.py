@@ -13,12 +13,11 @@ from proxystash_server.cache.entry.credentials import CredentialEncryptor
 from proxystash_server.cache.entry.entry import CacheEntry, wall_clock
 from proxystash_server.cache.stopped.sqlite import (
     CHECKED_COLUMNS,
-    META,
     decode_text,
     entry_or_fault,
-    wrong_schema,
 )
-from proxystash_server.cache.tiers.sqlite.database import Database
+from proxystash_server.cache.tiers.sqlite.database import SQLITE_ERRORS, Database
+from proxystash_server.cache.tiers.sqlite.format import META, check_pages
 from proxystash_server.cache.tiers.sqlite.record import COLUMNS, Row, scheme_of
 
 _BATCH = 500
@@ -36,20 +35,19 @@ def repair_database(path: Path, encryptor: CredentialEncryptor, *, drop_key_chec
         Durability.FULL,
         before_commit=lambda _connection: None,
         after_commit=lambda _committed: None,
-        salvaged_columns=f"{COLUMNS}, scheme, recency",
     )
-    # Saves what is readable by itself if the file cannot even be opened.
-    if database.open() is not None:
-        done["damaged database files set aside"] += 1
+    saved = database.open()
     database.close()
-    if not _pages_are_sound(path, done):
-        database.rebuild()
+    if saved is None and not _pages_are_sound(path):
+        # Too large a file for that to be seen when it was opened.
+        saved = database.rebuild()
+    if saved is not None:
         done["damaged database files set aside"] += 1
+        done["damaged rows set aside"] += len(saved.damaged)
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.text_factory = decode_text
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("BEGIN IMMEDIATE")
-        _make_indexes(connection, done)
         _check_rows(connection, encryptor, done)
         _drop_repeated(connection, done)
         _drop_wrong_meta(connection, done, drop_key_check=drop_key_check)
@@ -57,27 +55,13 @@ def repair_database(path: Path, encryptor: CredentialEncryptor, *, drop_key_chec
     return +done
 
 
-def _pages_are_sound(path: Path, done: Counter[str]) -> bool:
+def _pages_are_sound(path: Path) -> bool:
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         try:
-            if _integrity(connection):
-                return True
-            connection.execute("REINDEX")
-            done["times all indexes made anew"] += 1
-            return _integrity(connection)
-        except sqlite3.DatabaseError:
+            check_pages(connection)
+        except SQLITE_ERRORS:
             return False
-
-
-def _integrity(connection: sqlite3.Connection) -> bool:
-    return bool(connection.execute("PRAGMA integrity_check(1)").fetchall() == [("ok",)])
-
-
-def _make_indexes(connection: sqlite3.Connection, done: Counter[str]) -> None:
-    for name, sql in wrong_schema(connection).items():
-        connection.execute(f'DROP INDEX IF EXISTS "{name}"')
-        connection.execute(sql)
-        done["indexes made anew"] += 1
+    return True
 
 
 def _check_rows(connection: sqlite3.Connection, encryptor: CredentialEncryptor, done: Counter[str]) -> None:

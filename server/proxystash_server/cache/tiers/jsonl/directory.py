@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from proxystash_server.cache.errors import StoreFormatError
-from proxystash_server.cache.ground.files import replace_file
+from proxystash_server.cache.ground.files import replace_file, unused_path
+from proxystash_server.cache.ground.parsing import parse_json
 from proxystash_server.cache.tiers.jsonl.index import FORMAT, FORMAT_VERSION
+from proxystash_server.cache.tiers.jsonl.line import decode_line, encode_body, finish_line
 
 
 class JsonlDirectory:
@@ -46,8 +50,12 @@ class JsonlDirectory:
         Raises StoreFormatError if it says that it is something else, or newer.
         """
         try:
-            meta = json.loads(self.meta_path.read_bytes())
-        except (FileNotFoundError, ValueError):
+            data = self.meta_path.read_bytes()
+            meta = parse_json(data)
+            # Earlier releases wrote it without a checksum.
+            if "crc" in meta:
+                meta = decode_line(data)
+        except (FileNotFoundError, ValueError, TypeError):
             return None
         kinds = {"format": str, "version": int, "key_check": str}
         if not isinstance(meta, dict) or not all(isinstance(meta.get(name), kinds[name]) for name in kinds):
@@ -61,19 +69,30 @@ class JsonlDirectory:
             )
         return meta
 
+    def sealed(self) -> Iterator[str]:
+        """Some of the credentials in the file."""
+        if not self.log_path.exists():
+            return
+        with self.log_path.open("rb") as lines:
+            for line in islice(lines, 1000):
+                try:
+                    token = decode_line(line).get("sealed")
+                except (ValueError, AttributeError):
+                    continue
+                if isinstance(token, str):
+                    yield token
+
     def set_damaged_meta_aside(self) -> bool:
         """Rename a meta file that could not be read; whether there was one."""
         if not self.meta_path.exists():
             return False
-        number = 1
-        while (target := self.meta_path.with_name(f"{self.meta_path.name}.damaged-{number}")).exists():
-            number += 1
-        self.meta_path.rename(target)
+        self.meta_path.rename(unused_path(self.meta_path, "damaged"))
         return True
 
     def write_meta(self, meta: dict[str, Any]) -> None:
         """Replace what the store says it is."""
-        replace_file(self.meta_path, json.dumps(meta, indent=1).encode() + b"\n", sync=self._sync)
+        said = {name: value for name, value in meta.items() if name not in ("seq", "crc")}
+        replace_file(self.meta_path, finish_line(encode_body(said), 0), sync=self._sync)
 
     def set_aside(self, file: str, offset: int, line: bytes, reason: str, now_us: int) -> None:
         """Keep a damaged line for the operator."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from proxystash_server.cache.ground.files import replace_file
+from proxystash_server.cache.ground.parsing import UNREADABLE
 from proxystash_server.cache.tiers.jsonl.directory import JsonlDirectory
 from proxystash_server.cache.tiers.jsonl.index import FORMAT_VERSION, header
 from proxystash_server.cache.tiers.jsonl.line import decode_line, encode_body, finish_line
@@ -30,7 +31,7 @@ def merge_shards(
             for line in file:
                 try:
                     found.append((int(decode_line(line)["seq"]), path, offset, line))
-                except (ValueError, KeyError, TypeError):
+                except UNREADABLE:
                     set_aside(path, offset, line)
                 offset += len(line)
     marks: dict[str, int] = {}
@@ -38,7 +39,7 @@ def merge_shards(
     for _, path, offset, line in sorted(found):
         try:
             _replay(decode_line(line), lines, marks)
-        except (KeyError, TypeError, AttributeError):
+        except UNREADABLE:
             set_aside(path, offset, line)
     if found:
         replace_file(directory.log_path, header(0) + b"".join(lines), sync=sync)

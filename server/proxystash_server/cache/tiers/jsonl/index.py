@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxystash_server.cache.errors import StoreFormatError
+from proxystash_server.cache.ground.parsing import UNREADABLE
 from proxystash_server.cache.tiers.jsonl.line import decode_line, encode_body, finish_line
 
 FORMAT = "proxystash-jsonl"
@@ -98,7 +99,7 @@ class Index:
         """
         try:
             self._replay(offset, len(line), decode_line(line))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except UNREADABLE:
             return False
         return True
 

@@ -6,6 +6,8 @@ import json
 import zlib
 from typing import Any
 
+from proxystash_server.cache.ground.parsing import parse_json
+
 _CRC_FIELD = b',"crc":"'
 _CRC_LENGTH = len(_CRC_FIELD) + len('00000000"}')
 
@@ -28,7 +30,7 @@ def decode_line(line: bytes) -> dict[str, Any]:
     """The record of a line; raises ValueError if the line is damaged."""
     if not is_sound(line):
         raise ValueError("the line is damaged")
-    record: dict[str, Any] = json.loads(line)
+    record: dict[str, Any] = parse_json(line)
     return record
 
 

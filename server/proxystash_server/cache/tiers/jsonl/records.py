@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from proxystash_server.cache.errors import StoreError, StoreFormatError
+from proxystash_server.cache.ground.parsing import UNREADABLE
 from proxystash_server.cache.tiers.jsonl.line import decode_line, encode_body, finish_line
 from proxystash_server.cache.tiers.jsonl.log import LogFile
 
@@ -37,8 +38,8 @@ class RecordFormat(NamedTuple):
     def read(self, log: LogFile, take: Callable[[Record, int, int], object]) -> int:
         """Hand over every record, the header too, with where its line begins and how long it is.
 
-        Returns how many lines are damaged; so is one for which `take` raises ValueError, KeyError or
-        TypeError. Raises StoreFormatError for a file of another kind, or a newer one, and OSError.
+        Returns how many lines are damaged; so is one for which `take` raises one of UNREADABLE. Raises
+        StoreFormatError for a file of another kind, or a newer one, and OSError.
         """
         damaged = 0
         for offset, line in log.lines():
@@ -55,7 +56,7 @@ class RecordFormat(NamedTuple):
                         f"{self.name} up to {self.version}. Use a newer release"
                     )
                 take(record, offset, len(line))
-            except (ValueError, KeyError, TypeError):
+            except UNREADABLE:
                 damaged += 1
         return damaged
 

@@ -23,6 +23,7 @@ from proxystash_server.cache.errors import (
 )
 from proxystash_server.cache.ground.files import make_directory, replace_file
 from proxystash_server.cache.ground.killpoints import kill_point
+from proxystash_server.cache.ground.parsing import UNREADABLE
 from proxystash_server.cache.tiers.base import (
     QUIETLY_APPLIED,
     Applied,
@@ -177,7 +178,8 @@ class JsonlCacheTier(AuthorityTier):
         with self.commit_lock, _Translated():
             make_directory(directory.path, sync=self._sync)
             meta = directory.read_meta()
-            if meta is not None and not self.encryptor.passes_check(meta["key_check"].encode()):
+            check = None if meta is None else meta["key_check"].encode()
+            if not self.encryptor.may_go_on(check, directory.sealed()):
                 raise EncryptionKeyError("the key at hand is not the one that the files were sealed under")
             damaged = int(meta is None and directory.set_damaged_meta_aside())
             marks: dict[str, int] = {}
@@ -538,7 +540,7 @@ class JsonlCacheTier(AuthorityTier):
             return read_entry(key, line, slot, self.encryptor)
         except UnreadableCredentialsError as error:
             return DamagedLine(key, slot, line, str(error))
-        except (ValueError, KeyError, TypeError):
+        except UNREADABLE:
             return DamagedLine(key, slot, line)
 
     def _set_line_aside(self, path: Path, offset: int, line: bytes, reason: str = _DAMAGED) -> None:

@@ -5,6 +5,7 @@ Versioned and set aside when it is beyond reading.
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import threading
@@ -19,7 +20,6 @@ from typing import Any, TypeVar
 
 from proxystash_server.cache.config import Durability
 from proxystash_server.cache.errors import (
-    StoreFormatError,
     TierError,
     TierLostError,
     tier_error,
@@ -33,13 +33,20 @@ from proxystash_server.cache.tiers.sqlite.files import (
     set_aside_and_replace,
 )
 from proxystash_server.cache.tiers.sqlite.format import (
-    APPLICATION_ID,
     FORMAT_VERSION,
     PAGE_BYTES,
     SCHEMA,
+    DamagedDatabaseError,
+    check_header,
+    check_pages,
+    format_of,
+    is_marked,
+    mark,
     upgrade,
 )
-from proxystash_server.cache.tiers.sqlite.salvage import salvage
+from proxystash_server.cache.tiers.sqlite.salvage import Salvaged, salvage
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -61,12 +68,18 @@ _READERS_AT_START = 4
 # How often a reader that the file cannot be opened for looks whether another one has come back.
 _READER_PAUSE_SECONDS = 0.001
 
+# Up to this size a file is looked through when it is opened, which takes a quarter of a second; a larger one
+# afterwards, by `checkpoint`.
+_CHECKED_AT_ONCE_BYTES = 32 * 1024 * 1024
+
+# What SQLite raises. The message of an error quotes the text of a damaged schema, and is made of bytes that
+# may be no text.
+SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 _DAMAGE = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 
 
 def _is_damage(error: Exception) -> bool:
-    # Its message quotes the text of a damaged schema, and is made of bytes that may be no text.
-    if isinstance(error, UnicodeDecodeError):
+    if isinstance(error, UnicodeDecodeError | DamagedDatabaseError):
         return True
     # The low byte is the primary result code.
     if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE:
@@ -80,7 +93,7 @@ def translated() -> Iterator[None]:
     """Raise the faults of SQLite and of the file system as TierError."""
     try:
         yield
-    except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
+    except (*SQLITE_ERRORS, OSError) as error:
         raise _tier_error(error) from error
 
 
@@ -162,12 +175,10 @@ class Database:
         *,
         before_commit: Callable[[sqlite3.Connection], None],
         after_commit: Callable[[bool], None],
-        salvaged_columns: str,
     ) -> None:
         self.path = path
         self._before_commit = before_commit
         self._after_commit = after_commit
-        self._salvaged_columns = salvaged_columns
         self._durability = durability
         self._writer: sqlite3.Connection | None = None
         self._readers: deque[_Reader] = deque()
@@ -178,14 +189,16 @@ class Database:
         self._some_stay = False
         self._inode = 0
         self._damaged = False
+        # Whether its pages are still to be looked at.
+        self.is_unchecked = False
         # Held for each transaction; readers never take it.
         self._lock = threading.Lock()
 
-    def open(self) -> int | None:
+    def open(self) -> Salvaged | None:
         """Connect, creating the file or its directory if need be.
 
-        A damaged file is replaced by what could be saved of it and set aside; then the result is how many
-        entries that were. Raises TierError if it cannot be done now, StoreFormatError if the file is not ours
+        A damaged file is replaced by what could be saved of it and set aside; then the result is what that
+        was. Raises TierError if it cannot be done now, StoreFormatError if the file is not ours
         or too new.
         """
         self.close()
@@ -194,9 +207,10 @@ class Database:
             saved = self.rebuild() if self._damaged else None
             try:
                 self._connect()
-            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            except SQLITE_ERRORS as error:
                 if not _is_damage(error):
                     raise
+                logger.warning("a database is damaged", extra={"path": str(self.path), "error": str(error)})
                 saved = self.rebuild()
                 self._connect()
         return saved
@@ -284,7 +298,7 @@ class Database:
     def give_up(self, reader: _Reader, error: BaseException) -> None:
         """Close a lent connection that failed; raises a fault of SQLite or the file system as TierError."""
         reader.connection.close()
-        if isinstance(error, sqlite3.Error | OSError):
+        if isinstance(error, (*SQLITE_ERRORS, OSError)):
             self.note_damage(error)
             raise _tier_error(error) from error
 
@@ -314,14 +328,20 @@ class Database:
 
     def note_damage(self, error: BaseException) -> None:
         """Remember that the file is damaged, if that is what `error` says."""
-        self._damaged = self._damaged or (isinstance(error, sqlite3.Error) and _is_damage(error))
+        self._damaged = self._damaged or (isinstance(error, SQLITE_ERRORS) and _is_damage(error))
 
     def checkpoint(self) -> None:
         """Copy the log into the file and let it start over, if it has become long. Raises TierError.
 
+        The first time, look through the pages of a file that was too large for that when it was opened.
+
         Nobody waits while most of it is copied, and writers only while the little follows that they wrote
         meanwhile.
         """
+        if self.is_unchecked:
+            self.is_unchecked = False
+            with self.reader() as connection:
+                check_pages(connection)
         if not self._log_is_long():
             self._may_stay = True
             return
@@ -369,7 +389,10 @@ class Database:
         return row[0] if row else None
 
     def _connect(self) -> None:
-        self._writer = self._open_or_create(self.path)
+        self._writer = writer = self._open_or_create(self.path)
+        self.is_unchecked = self.path.stat().st_size > _CHECKED_AT_ONCE_BYTES
+        if not self.is_unchecked:
+            check_pages(writer)
         self._inode = self.path.stat().st_ino
         # Readers go on with these if connections of clients take all descriptors.
         self._readers.extend(self._new_reader(self._generation) for _ in range(_READERS_AT_START))
@@ -378,20 +401,10 @@ class Database:
         if not path.exists():
             # SQLite would create it readable for everyone.
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        check_header(path)
         writer = self._new_connection(path)
         try:
-            application_id = writer.execute("PRAGMA application_id").fetchone()[0]
-            version = writer.execute("PRAGMA user_version").fetchone()[0]
-            tables = writer.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-            if tables and application_id != APPLICATION_ID:
-                raise StoreFormatError(
-                    f"{self.path} is a SQLite database, but not one of proxystash; move it away"
-                )
-            if version > FORMAT_VERSION:
-                raise StoreFormatError(
-                    f"{self.path} has format {version}; this release reads up to {FORMAT_VERSION}. "
-                    "Use a newer release"
-                )
+            version = format_of(path, writer)
             writer.execute(f"PRAGMA page_size = {PAGE_BYTES}")
             writer.execute("PRAGMA journal_mode = WAL")
             writer.execute(f"PRAGMA journal_size_limit = {_LOG_LIMIT_BYTES}")
@@ -400,16 +413,19 @@ class Database:
             writer.execute(f"PRAGMA cache_size = {-_WRITER_CACHE_BYTES // 1024}")
             # Some builds of SQLite overwrite every page that a Clear frees, through the log.
             writer.execute("PRAGMA secure_delete = FAST")
-            if not tables:
+            if not version:
                 writer.executescript(
                     f"BEGIN; {SCHEMA}"
                     f"INSERT INTO meta VALUES ('id', '{uuid.uuid4().hex}'), ('incomplete', 1);"
                     "INSERT INTO meta VALUES ('entries', 0), ('last_version', 0);"
-                    f"PRAGMA application_id = {APPLICATION_ID};"
-                    f"PRAGMA user_version = {FORMAT_VERSION}; COMMIT;"
                 )
+                mark(writer)
+                writer.execute("COMMIT")
             elif version < FORMAT_VERSION:
                 upgrade(self.path, writer, version)
+            elif not is_marked(writer):
+                # A bit has flipped in its header.
+                mark(writer)
             # What undoes a statement of many rows would go to a file of its own, which may not be had.
             writer.execute("PRAGMA temp_store = MEMORY")
         except BaseException:
@@ -461,7 +477,7 @@ class Database:
             kill_point("sqlite.after_commit")
             # Writes into a file that was deleted or replaced succeed, and are lost.
             in_place = self._is_in_place()
-        except (sqlite3.Error, OSError) as error:
+        except (*SQLITE_ERRORS, OSError) as error:
             raise _tier_error(error) from error
         if not in_place:
             raise TierLostError(f"{self.path} was removed or replaced by another file")
@@ -478,7 +494,7 @@ class Database:
                 return
             try:
                 reader.leave()
-            except sqlite3.Error:
+            except SQLITE_ERRORS:
                 reader.connection.close()
             else:
                 self.take_back(reader)
@@ -489,18 +505,18 @@ class Database:
         except FileNotFoundError:
             return False
 
-    def rebuild(self) -> int:
-        """Set the file aside and put what can be saved of it in its place; how many entries that are."""
+    def rebuild(self) -> Salvaged:
+        """Set the file aside and put what can be saved of it in its place; what that was."""
         self.close()
         salvaged = self.path.with_name(self.path.name + ".salvaged")
         for leftover in (salvaged, *companions(salvaged)):
             leftover.unlink(missing_ok=True)
         connection = self._open_or_create(salvaged)
         try:
-            entries = salvage(self.path, connection, self._salvaged_columns)
+            salvaged_rows = salvage(self.path, connection)
             # Leaves everything in the one file that is then renamed.
             connection.execute("PRAGMA journal_mode = DELETE")
-        except (OSError, sqlite3.Error):
+        except (*SQLITE_ERRORS, OSError):
             connection.close()
             salvaged.unlink(missing_ok=True)
             raise
@@ -508,7 +524,7 @@ class Database:
             connection.close()
         set_aside_and_replace(self.path, salvaged)
         self._damaged = False
-        return entries
+        return salvaged_rows
 
 
 def _checkpoint(connection: sqlite3.Connection) -> tuple[int, int]:

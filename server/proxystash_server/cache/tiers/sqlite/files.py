@@ -5,12 +5,16 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
+from proxystash_server.cache.ground.files import unused_path
 from proxystash_server.cache.ground.killpoints import kill_point
+
+_COMPANIONS = ("-wal", "-shm")
 
 
 def companions(path: Path) -> tuple[Path, Path]:
     """The log of a database and the memory that its connections share, whether they exist or not."""
-    return path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")
+    log, shared = (path.with_name(path.name + ending) for ending in _COMPANIONS)
+    return log, shared
 
 
 def cannot_open(error: BaseException | None) -> bool:
@@ -24,12 +28,12 @@ def keep_log_from_another_file(path: Path, inode: int) -> None:
     `inode` is that of the file it belongs to. Raises OSError.
     """
     if path.exists() and path.stat().st_ino != inode:
-        _move_log(path, _unused(path, "replaced"))
+        _move_log(path, unused_path(path, "replaced", *_COMPANIONS))
 
 
 def set_aside_and_replace(path: Path, replacement: Path) -> None:
     """Keep a damaged database under another name, and put a whole one in its place. Raises OSError."""
-    target = _unused(path, "damaged")
+    target = unused_path(path, "damaged", *_COMPANIONS)
     _move_log(path, target)
     kill_point("salvage.before_replace")
     target.hardlink_to(path)
@@ -41,12 +45,3 @@ def _move_log(path: Path, target: Path) -> None:
     for companion, aside in zip(companions(path), companions(target), strict=True):
         if companion.exists():
             companion.rename(aside)
-
-
-def _unused(path: Path, word: str) -> Path:
-    number = 1
-    while True:
-        candidate = path.with_name(f"{path.name}.{word}-{number}")
-        if not any(file.exists() for file in (candidate, *companions(candidate))):
-            return candidate
-        number += 1

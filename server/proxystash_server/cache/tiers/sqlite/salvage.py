@@ -2,86 +2,186 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from proxystash_server.cache.tiers.sqlite.files import cannot_open
-from proxystash_server.cache.tiers.sqlite.format import INHERITED, RENAMED_NOTES, TABLE_INFO, as_in
+from proxystash_server.cache.entry.entry import wall_clock
+from proxystash_server.cache.entry.plain import CorruptRecordError
+from proxystash_server.cache.errors import StoreFormatError
+from proxystash_server.cache.tiers.sqlite.files import cannot_open, companions
+from proxystash_server.cache.tiers.sqlite.format import (
+    INHERITED,
+    PAGE_BYTES,
+    RENAMED_NOTES,
+    SCHEMA,
+    TABLE_INFO,
+    as_in,
+    check_header,
+    format_of,
+    mark,
+)
+from proxystash_server.cache.tiers.sqlite.record import COLUMNS, check_row, scheme_of
 
 Row = tuple[Any, ...]
 
-# What is carried over beside the entries. The count is made anew; the last version is forgotten, since
-# changes may have been lost, and whoever knows of later ones must be believed.
-_META = ("id", "cache_id", "partner", "key_check", "inherited")
+_SAVED = f"{COLUMNS}, scheme, recency"
+_STORE = f"INSERT INTO entries ({_SAVED}) VALUES ({', '.join('?' * len(_SAVED.split(',')))})"
+_SET_ASIDE = "INSERT INTO set_aside (set_aside_at, reason, key, record) VALUES (?, ?, ?, ?)"
+_URL, _VERSION = map(COLUMNS.split(", ").index, ("proxy_url", "version"))
+# What is carried over beside the entries. The count is made anew.
+_META = ("id", "cache_id", "partner", "alone", "key_check", "inherited")
 
 
-def salvage(damaged: Path, connection: sqlite3.Connection, columns: str) -> int:
-    """Copy every readable row of the database file `damaged` into an empty one; how many entries that were.
+class Salvaged(NamedTuple):
+    """What became of a damaged database: how many entries were saved, and which keys were not, and why."""
 
-    Reads the table from both ends and through its index, so that a damaged page costs the rows on it. What a
-    row says is proven by its checksum later, when it is read as an entry. Raises sqlite3.Error if the file
-    cannot be opened now, which says nothing of what could be saved.
+    entries: int
+    damaged: dict[object, str]
+
+
+def salvage(damaged: Path, connection: sqlite3.Connection) -> Salvaged:
+    """Copy every sound row of the database file `damaged` into an empty one; the others are set aside there.
+
+    Reads the table from both ends and through its index, so that a damaged page costs the rows on it. Where
+    the first page is damaged, which says where everything is, it is read with that of a new database too.
+    Raises sqlite3.Error if the file cannot be opened now, which says nothing of what could be saved.
     """
-    source = sqlite3.connect(f"{damaged.absolute().as_uri()}?mode=ro", uri=True)
+    # By key the version that was saved of it.
+    saved: dict[str, int] = {}
+    # Each row once, however often it is met: why it is not sound, and what is set aside.
+    damage: dict[Row, str] = {}
+    set_aside: dict[Row, None] = {}
+    with ExitStack() as opened:
+        connection.execute("BEGIN")
+        for source in _sources(damaged, opened):
+            for row in _entries(source, as_in(_SAVED, _rows(source, TABLE_INFO))):
+                try:
+                    check_row(row)
+                except CorruptRecordError as error:
+                    damage[row] = str(error)
+                    continue
+                if row[_VERSION] > saved.get(row[0], -1):
+                    connection.execute("DELETE FROM entries WHERE key = ?", row[:1])
+                    connection.execute(_STORE, _corrected(row))
+                    saved[row[0]] = row[_VERSION]
+            set_aside.update(
+                dict.fromkeys(_rows(source, "SELECT set_aside_at, reason, key, record FROM set_aside"))
+            )
+            # There is such a table only in a file of an earlier format.
+            notes = [("inherited", value) for (value,) in _rows(source, INHERITED)]
+            notes += _rows(source, "SELECT name, value FROM meta")
+            for name, value in notes:
+                note = RENAMED_NOTES.get(name, name)
+                if note in _META:
+                    connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (note, _storable(value)))
+        lost = {row: reason for row, reason in damage.items() if row[0] not in saved}
+        for row, reason in lost.items():
+            record = json.dumps(dict(zip(_SAVED.split(", "), row, strict=True)), default=repr)
+            set_aside[wall_clock(), reason, repr(row[0]), record] = None
+        connection.executemany(_SET_ASIDE, [tuple(map(_storable, row)) for row in set_aside])
+        connection.executemany(
+            "UPDATE meta SET value = ? WHERE name = ?",
+            [(len(saved), "entries"), (max(saved.values(), default=0), "last_version")],
+        )
+        connection.execute("COMMIT")
+    return Salvaged(len(saved), {row[0]: reason for row, reason in lost.items()})
+
+
+def _corrected(row: Row) -> Row:
+    """A sound row, with what no checksum covers made anew if it is not as it should be."""
+    *kept, _, recency = row
+    return *kept, scheme_of(row[_URL]), recency if isinstance(recency, int) else 0
+
+
+def _storable(value: object) -> object:
+    """A value that was read as it can be written: a damaged text need not be one."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+def _sources(damaged: Path, opened: ExitStack) -> Iterator[sqlite3.Connection]:
+    first = _connect(damaged, opened)
+    if first is not None:
+        yield first
+    if first is None or not _says_where_all_is(damaged, first):
+        copy = damaged.with_name(damaged.name + ".salvaging")
+        opened.callback(_remove, copy)
+        if _copy_with_new_first_page(damaged, copy):
+            second = _connect(copy, opened)
+            if second is not None:
+                yield second
+
+
+def _connect(path: Path, opened: ExitStack) -> sqlite3.Connection | None:
+    try:
+        source = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    except sqlite3.Error as error:
+        if cannot_open(error):
+            raise
+        return None
     # As for reading in general: text that is none must not end the whole scan.
     source.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
+    opened.callback(source.close)
+    return source
+
+
+def _says_where_all_is(path: Path, source: sqlite3.Connection) -> bool:
     try:
-        connection.execute("BEGIN")
-        marks = ", ".join("?" * len(columns.split(",")))
-        saved: set[str] = set()
-        read = as_in(columns, _rows(source, TABLE_INFO))
-        for row in _entries(source, read, saved):
-            try:
-                connection.execute(f"INSERT OR IGNORE INTO entries ({columns}) VALUES ({marks})", row)
-            except UnicodeEncodeError:
-                # Its checksum would not hold either.
-                connection.execute(
-                    "INSERT INTO set_aside (reason, record) VALUES ('a text is none', ?)", (ascii(row),)
-                )
-        for row in _rows(source, "SELECT set_aside_at, reason, key, record FROM set_aside"):
-            connection.execute(
-                "INSERT INTO set_aside (set_aside_at, reason, key, record) VALUES (?, ?, ?, ?)", row
-            )
-        # There is such a table only in a file of an earlier format.
-        for row in _rows(source, INHERITED):
-            connection.execute("INSERT OR REPLACE INTO meta VALUES ('inherited', ?)", row)
-        for name, value in _rows(source, "SELECT name, value FROM meta"):
-            note = RENAMED_NOTES.get(name, name)
-            if note in _META:
-                connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (note, value))
-        entries = int(connection.execute("SELECT count(*) FROM entries").fetchone()[0])
-        connection.execute("UPDATE meta SET value = ? WHERE name = 'entries'", (entries,))
-        connection.execute("COMMIT")
-        return entries
-    finally:
-        source.close()
+        check_header(path)
+        return format_of(path, source) > 0
+    except (sqlite3.Error, UnicodeError, StoreFormatError):
+        return False
 
 
-def _entries(source: sqlite3.Connection, columns: str, saved: set[str]) -> Iterator[Row]:
-    key_place = [column.strip() for column in columns.split(",")].index("key")
+def _copy_with_new_first_page(damaged: Path, copy: Path) -> bool:
+    """Copy a database, with the first page that it had when it was new; whether there is anything to copy."""
+    if not damaged.stat().st_size:
+        return False
+    logs = (companions(damaged)[0], companions(copy)[0])
+    for source, target in ((damaged, copy), logs):
+        target.unlink(missing_ok=True)
+        if source.exists():
+            os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            shutil.copyfile(source, target)
+    with closing(sqlite3.connect(":memory:")) as new, copy.open("r+b") as file:
+        new.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+        new.executescript(SCHEMA)
+        mark(new)
+        page = bytearray(new.serialize()[:PAGE_BYTES])
+        pages = copy.stat().st_size // PAGE_BYTES
+        page[18:20] = bytes((2, 2) if logs[0].exists() else (1, 1))
+        page[28:32] = pages.to_bytes(4, "big")
+        file.write(page)
+    return True
+
+
+def _remove(copy: Path) -> None:
+    for path in (copy, *companions(copy)):
+        path.unlink(missing_ok=True)
+
+
+def _entries(source: sqlite3.Connection, columns: str) -> Iterator[Row]:
+    seen: set[object] = set()
     for order in ("ASC", "DESC"):
-        for row in _rows(source, f"SELECT {columns} FROM entries ORDER BY id {order}"):
-            if row[key_place] in saved:
-                # The two directions have met, or the first one found everything.
-                break
-            saved.add(row[key_place])
-            yield row
-    for order in ("ASC", "DESC"):
-        for (key,) in _rows(source, f"SELECT key FROM entries ORDER BY key {order}"):
-            if key not in saved:
-                saved.add(key)
-                of_key = f"SELECT {columns} FROM entries WHERE key = ? ORDER BY version DESC LIMIT 1"
-                yield from _rows(source, of_key, (key,))
+        for row in _rows(source, f"SELECT id, {columns} FROM entries NOT INDEXED ORDER BY id {order}"):
+            seen.add(row[0])
+            yield row[1:]
+    # All at first: a query that fails has others on the same connection begin again, and never end.
+    in_index = {number for (number,) in _rows(source, "SELECT id FROM entries ORDER BY key")}
+    for number in sorted(in_index - seen):
+        yield from _rows(source, f"SELECT {columns} FROM entries WHERE id = ?", (number,))
 
 
 def _rows(source: sqlite3.Connection, query: str, values: Sequence[object] = ()) -> Iterator[Row]:
     """The rows of a query up to the first one that cannot be read."""
     try:
         yield from source.execute(query, values)
-    except (sqlite3.DatabaseError, UnicodeEncodeError) as error:
-        if isinstance(error, sqlite3.DatabaseError) and cannot_open(error):
+    except (sqlite3.Error, UnicodeError) as error:
+        if cannot_open(error):
             raise
-        # The other kind is for a key that is no text, and so cannot be asked for.
         return

@@ -13,7 +13,12 @@ from typing import Any
 
 from proxystash_server.cache.coherence.uses import Use
 from proxystash_server.cache.config import CacheTierConfig, CacheTierType, Durability
-from proxystash_server.cache.entry.credentials import CredentialEncryptor, UnreadableCredentialsError
+from proxystash_server.cache.entry.credentials import (
+    CredentialEncryptor,
+    UnreadableCredentialsError,
+    is_damaged_check,
+    with_checksum,
+)
 from proxystash_server.cache.entry.entry import CacheEntry, Clock, wall_clock
 from proxystash_server.cache.entry.plain import CorruptRecordError
 from proxystash_server.cache.errors import EncryptionKeyError
@@ -29,6 +34,7 @@ from proxystash_server.cache.tiers.base import (
 )
 from proxystash_server.cache.tiers.eviction import SQL_ORDER
 from proxystash_server.cache.tiers.sqlite.database import Database
+from proxystash_server.cache.tiers.sqlite.format import META
 from proxystash_server.cache.tiers.sqlite.record import COLUMNS, CONTENT_LENGTH, Row, read_row, write_row
 from proxystash_server.cache.tiers.sqlite.storing import (
     HeldRow,
@@ -45,6 +51,11 @@ _DELETE = "DELETE FROM entries WHERE key = ?"
 _DELETE_MANY = "DELETE FROM entries WHERE key IN (SELECT value FROM json_each(?))"
 _STORE_COUNTERS = "REPLACE INTO meta VALUES ('entries', ?), ('last_version', ?)"
 _STORE_NOTE = "REPLACE INTO meta VALUES (?, ?)"
+# Of a version that no release has given, a damaged row speaks.
+_COUNT = (
+    "SELECT count(*), coalesce(max(version) FILTER "
+    "(WHERE typeof(version) = 'integer' AND version < 1 << 62), 0) FROM entries"
+)
 # In the table meta, but no notes.
 _OWN = ("entries", "last_version", "key_check", "probed_at")
 _KEYS_PER_QUERY = 500
@@ -83,7 +94,6 @@ class SQLiteCacheTier(AuthorityTier):
             durability,
             before_commit=self._store_counters,
             after_commit=self._publish_counters,
-            salvaged_columns=f"{COLUMNS}, scheme, recency",
         )
         self._on_corruption = on_corruption
         self._entries = 0
@@ -105,7 +115,8 @@ class SQLiteCacheTier(AuthorityTier):
             if self.config.max_entries is not None and policy_order != "id":
                 name = f"entries_by_{self.config.eviction_policy}"
                 connection.execute(f"CREATE INDEX IF NOT EXISTS {name} ON entries ({policy_order})")
-            meta = _complete_meta(connection, self.encryptor)
+            # Counted where the rows have just been looked at anyway.
+            meta = _complete_meta(connection, self.encryptor, counts=not self._database.is_unchecked)
             self._entries = self._entries_in_transaction = meta["entries"]
             self._last_version = self._last_version_in_transaction = meta["last_version"]
             return meta
@@ -115,9 +126,10 @@ class SQLiteCacheTier(AuthorityTier):
         # Later than any recency given before, without looking for the greatest.
         self._recency = max(self._recency, time.time_ns() // 1000)
         if saved is not None:
-            self._on_corruption(
-                self.tier_type, None, f"the database was damaged and set aside; {saved} entries were saved"
-            )
+            reason = f"the database was damaged and set aside; {saved.entries} entries were saved"
+            self._on_corruption(self.tier_type, None, reason)
+            for key, why in saved.damaged.items():
+                self._tell_damage((key,), why)
 
     def close(self) -> None:
         self._database.close()
@@ -397,20 +409,28 @@ class SQLiteCacheTier(AuthorityTier):
             return first
 
 
-def _complete_meta(connection: sqlite3.Connection, encryptor: CredentialEncryptor) -> dict[str, Any]:
+def _complete_meta(
+    connection: sqlite3.Connection, encryptor: CredentialEncryptor, *, counts: bool
+) -> dict[str, Any]:
     """What the store knows of itself; what is missing or damaged is found out or made up anew."""
-    meta = dict(connection.execute("SELECT name, value FROM meta"))
+    stored = dict(connection.execute("SELECT name, value FROM meta"))
+    meta = {name: value for name, value in stored.items() if isinstance(value, META.get(name, object))}
     check = meta.get("key_check")
-    if isinstance(check, bytes) and not encryptor.passes_check(check):
+    assert isinstance(check, bytes | None)
+    sealed = connection.execute("SELECT sealed FROM entries WHERE typeof(sealed) = 'text' LIMIT 100")
+    if not encryptor.may_go_on(check, (token for (token,) in sealed)):
         raise EncryptionKeyError("the key at hand is not the one that the database was sealed under")
-    for name, kind in {"id": str, "entries": int, "last_version": int, "key_check": bytes}.items():
-        if not isinstance(meta.get(name), kind):
-            if name in ("entries", "last_version"):
-                query = "SELECT count(*), coalesce(max(version), 0) FROM entries"
-                meta[name] = connection.execute(query).fetchone()[name == "last_version"]
-            else:
-                meta[name] = uuid.uuid4().hex if name == "id" else encryptor.make_check()
-            connection.execute(_STORE_NOTE, (name, meta[name]))
+    if check is None or is_damaged_check(check):
+        check = encryptor.make_check()
+    meta["key_check"] = with_checksum(check)
+    meta.setdefault("id", uuid.uuid4().hex)
+    if counts or not meta.keys() >= {"entries", "last_version"}:
+        entries, newest = connection.execute(_COUNT).fetchone()
+        meta["entries"] = entries
+        # Not raised by what may be a damaged row: L2 would not be believed.
+        meta.setdefault("last_version", newest)
+    changed = [(name, value) for name, value in meta.items() if stored.get(name) != value]
+    connection.executemany(_STORE_NOTE, changed)
     return meta
 
 
@@ -436,7 +456,9 @@ def _conditions(entry_filter: EntryFilter) -> tuple[str, list[str]]:
         values += sorted(entry_filter.schemes)
     for name, value in entry_filter.labels.items():
         clauses.append(
-            "EXISTS (SELECT 1 FROM json_each(labels) WHERE json_each.key = ? AND json_each.value = ?)"
+            # Labels that are damaged must not fail the whole query.
+            "EXISTS (SELECT 1 FROM json_each(iif(json_valid(labels), labels, NULL)) "
+            "WHERE json_each.key = ? AND json_each.value = ?)"
         )
         values += [name, value]
     return "".join(f" AND {clause}" for clause in clauses), values
