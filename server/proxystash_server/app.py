@@ -66,7 +66,7 @@ def serve(settings: Settings) -> int:
             manager = CacheManager(config, lock=lock)
             pool: Pool | None = None
             try:
-                pool = make_pool(settings, manager) if settings.pool_enabled else None
+                pool = make_pool(settings, manager, lock) if settings.pool_enabled else None
                 server = RpcServer(
                     manager,
                     settings.listen,
@@ -149,7 +149,7 @@ def cache_config(settings: Settings) -> CacheConfig:
     )
 
 
-def make_pool(settings: Settings, manager: CacheManager) -> Pool:
+def make_pool(settings: Settings, manager: CacheManager, lock: StoreLock) -> Pool:
     """The pool over a cache, with its journals below the data directory."""
     return Pool(
         manager,
@@ -157,6 +157,7 @@ def make_pool(settings: Settings, manager: CacheManager) -> Pool:
         max_leases=settings.pool_max_leases,
         labels=_pool_labels(settings),
         sync=settings.durability == "full",
+        check_store=lock.check,
     )
 
 

@@ -145,14 +145,17 @@ class CacheManager:
         self._l2, self._l3 = tiers.l2.tier, tiers.l3.tier
         self._cache = DiskCache(tiers.cache)
         missed = MissedChanges(
-            missed_changes_path(config), self.encryptor, sync=config.durability is Durability.FULL
+            missed_changes_path(config),
+            self.encryptor,
+            self._lock.check,
+            sync=config.durability is Durability.FULL,
         )
         self._authority = Authority(tiers.authority, missed, memory_keeps=config.l1_config.enabled)
         ban_rules = BanRules(
             config.ban_seconds * SECOND_US, config.max_ban_seconds * SECOND_US, config.refuse_banned
         )
         self._history = FailureHistory(
-            failures_path(config), ban_rules, sync=config.durability is Durability.FULL
+            failures_path(config), ban_rules, self._lock.check, sync=config.durability is Durability.FULL
         )
         self._reads = Reads(self._l1, uses, self._cache, self._authority, (tiers.l2, tiers.l3))
         self._changes = Changes(
@@ -169,7 +172,7 @@ class CacheManager:
             self._check_open,
         )
         self._recovery = Recovery(
-            self._authority, self._cache, self._l1, self._changes, self._reads, keep_key_file
+            self._authority, self._cache, self._l1, self._changes, self._reads, self._lock, keep_key_file
         )
         self._below = LookupsBelow(
             self._l1,

@@ -8,6 +8,7 @@ import fcntl
 import gc
 import json
 import os
+import threading
 import weakref
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -45,6 +46,7 @@ class StoreLock:
         self._file = _LockedPath(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
         self._database_directory = _LockedPath(config.l3_database_path.parent, os.O_RDONLY | os.O_DIRECTORY)
         self._has_database = config.l3_config.enabled and len(self.keys) > 1
+        self._checking = threading.Lock()
 
     def __enter__(self) -> Self:
         if not _carried_over.isdisjoint(self.keys):
@@ -101,33 +103,56 @@ class StoreLock:
             os.pwrite(self._file.descriptor, content, 0)
             os.ftruncate(self._file.descriptor, len(content))
 
+    def check(self) -> None:
+        """Make sure that the data directory is the locked one: before anything is made in it, and each round.
+
+        A lock file that was removed is put back; a directory that was removed, not moved away, is made again.
+        Raises FileNotFoundError if it was moved away, BlockingIOError if another cache has what is in its
+        place, OSError if that cannot be told. Thread-safe.
+        """
+        with self._checking:
+            self._keep(self._directory, 0o700)
+            if not self._file.is_in_place:
+                # Earlier releases lock nothing else.
+                self._file.lock()
+                self.tell(self._purpose)
+
+    def check_database(self) -> None:
+        """The same of the directory of L3's database."""
+        if self._has_database:
+            with self._checking:
+                self._keep(self._database_directory, 0o777)
+
+    def _keep(self, directory: _LockedPath, mode: int) -> None:
+        if directory.is_in_place:
+            return
+        # One that was removed has no name any more, and nobody else can have it.
+        if directory.descriptor >= 0 and os.fstat(directory.descriptor).st_nlink:
+            raise FileNotFoundError(errno.ENOENT, f"{directory.path} was moved away while it was in use")
+        self._made += make_directory(directory.path, mode=mode, sync=self._sync)
+        directory.lock()
+
     def _lock_data_directory(self) -> None:
         try:
-            self._made += make_directory(self.path, mode=0o700, sync=self._sync)
-            self._directory.lock()
-            # Earlier releases lock nothing else.
-            self._file.lock()
+            self.check()
         except BlockingIOError:
             raise StoreInUseError(
                 f"data directory {self.path} is in use by {_describe_holder(self.path)}"
             ) from None
         except OSError as error:
             raise StoreError(f"data directory {self.path} cannot be used: {error.strerror}") from None
-        self.tell(self._purpose)
 
     def _lock_database_directory(self) -> None:
         """Lock the directory alone, in which there need not be room for one more file.
 
         One that is out of reach is no reason not to start: then L3 is, too.
         """
-        if not self._has_database:
-            return
-        path = self._database_directory.path
         try:
-            self._made += make_directory(path, sync=self._sync)
-            self._database_directory.lock()
+            self.check_database()
         except BlockingIOError:
-            raise StoreInUseError(f"directory {path} is in use by another cache") from None
+            raise StoreInUseError(
+                f"directory {self._database_directory.path} is in use by another cache"
+            ) from None
         except OSError:
             return
 

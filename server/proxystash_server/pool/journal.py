@@ -50,10 +50,13 @@ class Journal:
         format_name: str,
         clocks: Clocks,
         snapshot: Callable[[], Iterable[Record]],
+        check_store: Callable[[], None] = lambda: None,
         *,
         sync: bool,
     ) -> None:
         self.path = path
+        # Raises OSError where the path may not be made.
+        self._check_store = check_store
         self._format = RecordFormat(format_name, FORMAT_VERSION, _REMEDY)
         self.timeline = Timeline(clocks)
         self._snapshot = snapshot
@@ -168,6 +171,7 @@ class Journal:
                 self._tail = []
             new = self.path.with_name(self.path.name + ".new")
             try:
+                self._check_store()
                 make_directory(self.path.parent, sync=self._sync)
                 new.unlink(missing_ok=True)
                 log = LogFile(new, sync=self._sync)

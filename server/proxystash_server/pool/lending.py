@@ -74,6 +74,7 @@ class Lending:
         max_leases: int,
         labels: frozenset[str] | None,
         sync: bool,
+        check_store: Callable[[], None],
     ) -> None:
         self._max_leases = max_leases
         self._steady = clocks.steady
@@ -102,7 +103,7 @@ class Lending:
         self._counts: Counter[str] = Counter()
         self._closing = False
         self._journal = Journal(
-            directory / "leases.jsonl", LEASES_FORMAT, clocks, self._lease_records, sync=sync
+            directory / "leases.jsonl", LEASES_FORMAT, clocks, self._lease_records, check_store, sync=sync
         )
         self._sequence = clocks.wall()
 

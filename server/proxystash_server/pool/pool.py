@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from random import Random
 from types import TracebackType
@@ -78,7 +78,8 @@ class Pool(Lending):
     it is answered; what fails in between is cancelled.
 
     `directory` is where its two journals are. With `background` off, `load`, `run_due` and `maintain` are the
-    caller's. Raises StoreError if a journal cannot be used.
+    caller's. `check_store` raises OSError where that directory may not be made or written to. Raises
+    StoreError if a journal cannot be used.
     """
 
     def __init__(
@@ -89,13 +90,20 @@ class Pool(Lending):
         max_leases: int = 1,
         labels: frozenset[str] | None = None,
         sync: bool = False,
+        check_store: Callable[[], None] = lambda: None,
         clocks: Clocks | None = None,
         random: Randomness | None = None,
         background: bool = True,
     ) -> None:
         clocks = clocks or system_clocks()
         super().__init__(
-            directory, clocks, random or Random(), max_leases=max_leases, labels=labels, sync=sync
+            directory,
+            clocks,
+            random or Random(),
+            max_leases=max_leases,
+            labels=labels,
+            sync=sync,
+            check_store=check_store,
         )
         self._engine = engine
         self._wall = clocks.wall
@@ -108,7 +116,12 @@ class Pool(Lending):
         self._reload = True
         self._warned_of_cohorts = False
         self._evidence = Journal(
-            directory / "evidence.jsonl", EVIDENCE_FORMAT, clocks, self._evidence_records, sync=sync
+            directory / "evidence.jsonl",
+            EVIDENCE_FORMAT,
+            clocks,
+            self._evidence_records,
+            check_store,
+            sync=sync,
         )
         self._restored: RestoredEvidence | None = RestoredEvidence(*self._evidence.load(), self._steady())
         self._restored.restore_targets(self._health)

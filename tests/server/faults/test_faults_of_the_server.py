@@ -13,8 +13,9 @@ from proxystash.v1 import cache_service_pb2 as pb
 from proxystash.v1 import cache_service_pb2_grpc as pb_grpc
 from tests.server.faults.machine import Mounts, fill, make_room
 from tests.support.rpc import DEADLINE, open_channel
-from tests.support.server import ServerProcess, running_server
+from tests.support.server import ServerProcess, running_server, start_and_fail
 
+LOST = "the data directory is lost: nothing is written to disk until it is back in its place"
 BULK = {f"filler-{number}": "x" * 250 for number in range(16)}
 TIERS: dict[str, int] = {"l2": pb.TIER_L2, "l3": pb.TIER_L3}
 
@@ -115,6 +116,28 @@ def test_a_data_directory_removed_under_the_server(tmp_path: Path) -> None:
         assert (data / "secret.key").stat().st_mode & 0o777 == 0o600
         expected = client.expected
         server.kill()
+    with running_server(data) as server, client_of(server) as client:
+        client.expected = expected
+        client.check()
+
+
+def test_a_data_directory_moved_away_under_the_server(tmp_path: Path) -> None:
+    data, away = tmp_path / "data", tmp_path / "away"
+    with running_server(data) as server, client_of(server) as client:
+        client.put("before", "first")
+        data.rename(away)
+        code, output = start_and_fail("--data-dir", str(away), "--listen", "127.0.0.1:0")
+        assert code == 1
+        assert f"is in use by process {server.process.pid}" in output
+        server.wait_for_log(LOST)
+        assert client.states()[pb.TIER_L2] == client.states()[pb.TIER_L3] == pb.TIER_STATE_DEGRADED
+        assert client.put("later", "first") == [pb.TIER_L1]
+        with running_server(data) as second, client_of(second) as other:
+            other.put("other", "second")
+            server.stop()
+            other.check()
+            second.kill()
+            expected = other.expected
     with running_server(data) as server, client_of(server) as client:
         client.expected = expected
         client.check()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -59,8 +59,12 @@ class FailureHistory:
     What cannot be written down is kept in memory, and written with the next change.
     """
 
-    def __init__(self, path: Path, rules: BanRules, *, sync: bool) -> None:
+    def __init__(
+        self, path: Path, rules: BanRules, check_store: Callable[[], None] = lambda: None, *, sync: bool
+    ) -> None:
         self.path = path
+        # Raises OSError where the path may not be made.
+        self._check_store = check_store
         self.rules = rules
         self._sync = sync
         self.known: dict[str, Failures] = {}
@@ -157,6 +161,7 @@ class FailureHistory:
     def _write_anew(self) -> None:
         content = FORMAT.header() + b"".join(_line(key, failures) for key, failures in self.known.items())
         try:
+            self._check_store()
             make_directory(self.path.parent, sync=self._sync)
             replace_file(self.path, content, sync=self._sync)
             self._log = LogFile(self.path, sync=self._sync)

@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -67,8 +67,17 @@ class MissedChanges:
     memory lose it, what was written down of the key before is what counts.
     """
 
-    def __init__(self, path: Path, encryptor: CredentialEncryptor, *, sync: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        encryptor: CredentialEncryptor,
+        check_store: Callable[[], None] = lambda: None,
+        *,
+        sync: bool,
+    ) -> None:
         self.path = path
+        # Raises OSError where the path may not be made, or not be touched.
+        self._check_store = check_store
         self._encryptor = encryptor
         self._sync = sync
         self._log: LogFile | None = None
@@ -289,6 +298,7 @@ class MissedChanges:
             return
         kill_point("missed.before_unlink")
         try:
+            self._check_store()
             if self._damaged:
                 # Its sound part has been made up for; the rest is the operator's.
                 self.path.rename(unused_path(self.path, "damaged"))
@@ -332,6 +342,7 @@ class MissedChanges:
         """
         try:
             if self._log is None:
+                self._check_store()
                 make_directory(self.path.parent, sync=self._sync)
                 self._log = LogFile(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, sync=self._sync)
                 if self._sync:

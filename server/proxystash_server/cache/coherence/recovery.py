@@ -24,9 +24,11 @@ from proxystash_server.cache.coherence.earlier_formats import (
 from proxystash_server.cache.coherence.guard import GuardedTier
 from proxystash_server.cache.coherence.missed import MissedChanges
 from proxystash_server.cache.coherence.reads import Reads
+from proxystash_server.cache.config import CacheTierType
 from proxystash_server.cache.entry.entry import CacheEntry
-from proxystash_server.cache.errors import StoreError, TierError
+from proxystash_server.cache.errors import StoreError, TierError, tier_error
 from proxystash_server.cache.ground.killpoints import kill_point
+from proxystash_server.cache.store_lock import StoreLock
 from proxystash_server.cache.tiers.base import Write, evicted_by
 from proxystash_server.cache.tiers.memory import MemoryCacheTier
 
@@ -43,6 +45,7 @@ class Recovery:
         l1: MemoryCacheTier,
         changes: Changes,
         reads: Reads,
+        lock: StoreLock,
         keep_key_file: Callable[[], None],
     ) -> None:
         self._authority = authority
@@ -51,7 +54,9 @@ class Recovery:
         self._l1 = l1
         self._changes = changes
         self._reads = reads
+        self._lock = lock
         self._keep_key_file = keep_key_file
+        self._is_store_lost = False
         # What L2 said of itself when it was opened, until L3 could be asked whether that holds.
         self._sealed_at: int | None = None
         self._cache_version = 0
@@ -109,7 +114,8 @@ class Recovery:
     def close(self) -> None:
         """Close everything, with L2 sealed if it holds what it should. Everything is locked."""
         authority, cache = self._authority, self._cache
-        if authority.enabled:
+        if authority.enabled and self._has_store():
+            self._keep_key_file()
             version = max(authority.tier.last_version, self._missed.last_version)
             if not self._matched:
                 # L3 was never there to be asked: what L2 was still goes for it, and what came since.
@@ -138,8 +144,9 @@ class Recovery:
 
     def maintain(self) -> None:
         """Probe what is skipped, bring up to date what is behind, and let the tiers do their upkeep."""
-        if not self._authority.enabled:
+        if not self._authority.enabled or not self._has_store():
             return
+        self._keep_key_file()
         guard = self._authority.guard
         if guard.enabled and guard.breaker.begin_probe():
             self._probe(guard, self._recover_authority)
@@ -167,7 +174,33 @@ class Recovery:
         if recovered:
             logger.info("tier recovered", extra=guard.describe())
 
+    def _has_store(self) -> bool:
+        """Whether the data directory is still the one that is locked; if not, the disk tiers are given up."""
+        try:
+            self._lock.check()
+        except OSError as error:
+            if not self._is_store_lost:
+                logger.critical(
+                    "the data directory is lost: nothing is written to disk until it is back in its place",
+                    extra={"path": str(self._lock.path), "error": error.strerror},
+                )
+            self._is_store_lost = True
+            for guard in self._reads.guards:
+                if guard.enabled:
+                    guard.give_up(tier_error(error))
+            return False
+        if self._is_store_lost:
+            logger.info("the data directory is back", extra={"path": str(self._lock.path)})
+        self._is_store_lost = False
+        return True
+
     def _open(self, guard: GuardedTier[Any]) -> None:
+        try:
+            self._lock.check()
+            if guard.name is CacheTierType.L3:
+                self._lock.check_database()
+        except OSError as error:
+            raise tier_error(error) from error
         self._keep_key_file()
         guard.tier.open()
         guard.tier.probe()

@@ -79,8 +79,12 @@ class _Commit:
         self._looks_for_file = looks_for_file
 
     def __enter__(self) -> None:
-        if self._tier.log is None:
+        log = self._tier.log
+        if log is None:
             raise TierError("the file is closed")
+        if self._looks_for_file and not log.is_in_place:
+            # What is written beside it would be so to somebody else's.
+            raise TierLostError(f"{log.path} was removed or replaced")
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         if error is not None:
@@ -518,8 +522,8 @@ class JsonlCacheTier(AuthorityTier):
         if damaged:
             self._set_aside(damaged)
         with self.commit_lock:
-            # It may have been cleared or opened again.
-            if self.log is log:
+            # It may have been cleared or opened again, or moved away.
+            if self.log is log and log.is_in_place:
                 compaction.finish()
                 with self._lock:
                     compaction.switch(self._index)

@@ -226,7 +226,8 @@ class Database:
             self._readers.popleft().connection.close()
         with suppress(OSError):
             # What cannot be looked at now is looked at when it is opened again, which closes first.
-            if self._inode:
+            # In another directory, it is another server's.
+            if self._inode and self.path.parent.stat().st_ino == self._directory_inode:
                 keep_log_from_another_file(self.path, self._inode)
             self._inode = 0
 
@@ -394,6 +395,7 @@ class Database:
         if not self.is_unchecked:
             check_pages(writer)
         self._inode = self.path.stat().st_ino
+        self._directory_inode = self.path.parent.stat().st_ino
         # Readers go on with these if connections of clients take all descriptors.
         self._readers.extend(self._new_reader(self._generation) for _ in range(_READERS_AT_START))
 
