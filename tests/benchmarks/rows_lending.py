@@ -36,7 +36,7 @@ _LEASE = Duration(seconds=3600)
 _LEASE_ROWS = (
     Row(
         "acquire-release",
-        "Acquire and Release: pairs/s",
+        "Acquire and Release, of entries in L1: pairs/s",
         "two calls of no-op handlers with the same answers",
         f"h2load acquires, {IN_FLIGHT} streams; ghz releases, {IN_FLIGHT} at a time; 1 connection",
         at_least(0.80),
@@ -83,7 +83,7 @@ def _measure_leases(bench: Bench, wanted: frozenset[str]) -> Mapping[str, Measur
     count = bench.size(4000, 1000)
     request = pool_pb.AcquireRequest(target=_TARGET, lease_duration=_LEASE)
     acquire = write_framed(folder / "acquire.bin", request)
-    with proxystash(folder / "data") as ours:
+    with proxystash(folder / "data", f"--l1-max-entries={2 * count}") as ours:
         for first in range(0, 2 * count, 500):
             entries = [entry_message(number) for number in range(first, first + 500)]
             ours.stub.BatchPut(pb.BatchPutRequest(entries=entries))
