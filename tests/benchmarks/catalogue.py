@@ -8,6 +8,7 @@ from tests.benchmarks import (
     rows_growth,
     rows_lending,
     rows_library,
+    rows_near,
     rows_reads,
     rows_redis,
     rows_under_load,
@@ -27,5 +28,6 @@ THEMES: Final[tuple[Theme, ...]] = (
     rows_lending.SELECTION_THEME,
     rows_lending.WAITING_THEME,
     rows_redis.THEME,
+    rows_near.THEME,
     rows_reads.CLIENTS_THEME,
 )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -114,19 +116,28 @@ class _Redis:
         pipeline.execute()
 
 
-def _measure(bench: Bench, wanted: frozenset[str]) -> Mapping[str, Measurement]:
+@contextmanager
+def filled_redis(folder: Path) -> Iterator[_Redis]:
+    """A Redis that holds the entries."""
     from tests.benchmarks.redis_server import redis_client
 
+    with redis_client(folder) as client:
+        redis = _Redis(client)
+        redis.put_many(0, _ENTRIES)
+        yield redis
+
+
+def _measure(bench: Bench, wanted: frozenset[str]) -> Mapping[str, Measurement]:
     found: dict[str, Measurement] = {}
     serial, batches = bench.size(1000, 300), bench.size(30, 10)
     with (
         serving(bench.new_folder()) as server,
         proxystash.Client(server.target) as client,
-        redis_client(bench.new_folder()) as redis,
+        filled_redis(bench.new_folder()) as redis,
     ):
-        sides: dict[str, _Proxystash | _Redis] = {"proxystash": _Proxystash(client), "redis": _Redis(redis)}
-        for side in sides.values():
-            side.put_many(0, _ENTRIES)
+        ours = _Proxystash(client)
+        ours.put_many(0, _ENTRIES)
+        sides: dict[str, _Proxystash | _Redis] = {"proxystash": ours, "redis": redis}
         for row in _ROWS:
             if row.name in wanted:
                 bench.tell(f"  {row.what}")

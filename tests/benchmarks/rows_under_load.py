@@ -28,7 +28,7 @@ _CONNECTIONS = 5
 _READERS = 8
 _HOT = 100
 # More than a client can write in one round.
-_WRITES = 30_000
+WRITES = 30_000
 _SETTLE_SECONDS = 30
 
 _TAIL_ROWS = (
@@ -77,8 +77,8 @@ def _measure_tail(bench: Bench, wanted: frozenset[str]) -> Mapping[str, Measurem
         def read_beside_writer() -> Figures:
             nonlocal rounds
             rounds += 1
-            puts = write_puts(folder / "puts.json", _WRITES, first=rounds * _WRITES)
-            with _writer(server, puts):
+            puts = write_puts(folder / "puts.json", WRITES, first=rounds * WRITES)
+            with writer(server, puts):
                 before, began = server.entries(), time.perf_counter()
                 figures = read()
                 written = (server.entries() - before) / (time.perf_counter() - began)
@@ -95,9 +95,10 @@ def _measure_tail(bench: Bench, wanted: frozenset[str]) -> Mapping[str, Measurem
 
 
 @contextmanager
-def _writer(server: Server, puts: Path) -> Iterator[None]:
+def writer(server: Server, puts: Path) -> Iterator[None]:
+    """A client that puts the WRITES entries of a file, one at a time, as long as the block takes."""
     before = server.entries()
-    with running(ghz_command(server.target, "Put", puts, "-n", str(_WRITES), "-c", "1")) as process:
+    with running(ghz_command(server.target, "Put", puts, "-n", str(WRITES), "-c", "1")) as process:
         wait_until(lambda: server.entries() > before)
         yield
         if process.poll() is not None:
