@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,7 +48,8 @@ class Salvaged(NamedTuple):
 def salvage(damaged: Path, connection: sqlite3.Connection) -> Salvaged:
     """Copy every sound row of the database file `damaged` into an empty one; the others are set aside there.
 
-    Reads the table from both ends and through its index, so that a damaged page costs the rows on it. Where
+    Reads the table from both ends, through its index and page by page, so that a damaged page costs the rows
+    on it. Where
     the first page is damaged, which says where everything is, it is read with that of a new database too.
     Raises sqlite3.Error if the file cannot be opened now, which says nothing of what could be saved.
     """
@@ -60,7 +61,7 @@ def salvage(damaged: Path, connection: sqlite3.Connection) -> Salvaged:
     with ExitStack() as opened:
         connection.execute("BEGIN")
         for source in _sources(damaged, opened):
-            for row in _entries(source, as_in(_SAVED, _rows(source, TABLE_INFO))):
+            for row in _entries(damaged, source):
                 try:
                     check_row(row)
                 except CorruptRecordError as error:
@@ -124,10 +125,14 @@ def _connect(path: Path, opened: ExitStack) -> sqlite3.Connection | None:
         if cannot_open(error):
             raise
         return None
-    # As for reading in general: text that is none must not end the whole scan.
-    source.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
+    source.text_factory = _decode
     opened.callback(source.close)
     return source
+
+
+def _decode(text: bytes) -> str:
+    # As for reading in general: text that is none must not end the whole scan.
+    return text.decode("utf-8", "surrogateescape")
 
 
 def _says_where_all_is(path: Path, source: sqlite3.Connection) -> bool:
@@ -165,16 +170,45 @@ def _remove(copy: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _entries(source: sqlite3.Connection, columns: str) -> Iterator[Row]:
+def _entries(damaged: Path, source: sqlite3.Connection) -> Iterator[Row]:
+    columns = as_in(_SAVED, _rows(source, TABLE_INFO))
     seen: set[object] = set()
     for order in ("ASC", "DESC"):
         for row in _rows(source, f"SELECT id, {columns} FROM entries NOT INDEXED ORDER BY id {order}"):
             seen.add(row[0])
             yield row[1:]
     # All at first: a query that fails has others on the same connection begin again, and never end.
-    in_index = {number for (number,) in _rows(source, "SELECT id FROM entries ORDER BY key")}
-    for number in sorted(in_index - seen):
-        yield from _rows(source, f"SELECT {columns} FROM entries WHERE id = ?", (number,))
+    in_index: dict[object, object] = dict(_rows(source, "SELECT id, key FROM entries ORDER BY key"))
+    missing = {number: key for number, key in in_index.items() if number not in seen}
+    for number in list(missing):
+        for row in _rows(source, f"SELECT {columns} FROM entries WHERE id = ?", (number,)):
+            del missing[number]
+            yield row
+    if missing:
+        yield from _entries_of_pages(damaged, missing)
+
+
+def _entries_of_pages(damaged: Path, wanted: Mapping[object, object]) -> Iterator[Row]:
+    """The rows of these ids and keys, page after page: the pages that led to them are damaged.
+
+    Each page is read as if it were the whole table. A page that is free may have rows that were deleted, so
+    nothing is taken that the index does not know.
+    """
+    copy = damaged.with_name(damaged.name + ".pages")
+    with ExitStack() as opened:
+        opened.callback(_remove, copy)
+        if not _copy_with_new_first_page(damaged, copy):
+            return
+        connection = opened.enter_context(closing(sqlite3.connect(copy, isolation_level=None)))
+        connection.text_factory = _decode
+        connection.execute("PRAGMA synchronous = OFF")
+        for page in range(2, copy.stat().st_size // PAGE_BYTES + 1):
+            connection.execute("PRAGMA writable_schema = ON")
+            connection.execute("UPDATE sqlite_schema SET rootpage = ? WHERE name = 'entries'", (page,))
+            connection.execute("PRAGMA writable_schema = RESET")
+            for number, *row in _rows(connection, f"SELECT id, {_SAVED} FROM entries NOT INDEXED"):
+                if number in wanted and wanted[number] == row[0]:
+                    yield tuple(row)
 
 
 def _rows(source: sqlite3.Connection, query: str, values: Sequence[object] = ()) -> Iterator[Row]:
