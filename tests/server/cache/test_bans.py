@@ -273,6 +273,21 @@ def test_bans_are_listed_in_order_and_page_by_page(stash: Stash) -> None:
     assert [key for key, _ in manager.bans("key-1", 10)] == keys[2:]
 
 
+def test_where_bans_are_switched_off_nobody_is_banned_any_more(stash: Stash) -> None:
+    manager = stash.open(**BANS)
+    put(manager, "a", "b")
+    ban(manager)
+    ban(manager, "b")
+    manager = stash.reopen(ban_seconds=0, refuse_banned=True)
+    put(manager, "a")
+    assert (state(manager), manager.bans()) == ((HealthStatus.UNKNOWN, 0), [])
+    put(manager, "a", health_status=HEALTHY, fetch_time_us=START_US - SECOND_US)
+    assert state(manager) == (HEALTHY, 0)
+    manager.delete("a")
+    # What was not forgotten meanwhile counts where they are switched on again.
+    assert [key for key, _ in stash.reopen(**BANS).bans()] == ["b"]
+
+
 # -- the file
 
 

@@ -43,9 +43,10 @@ class Failures(NamedTuple):
 
 
 class BanRules(NamedTuple):
-    """How long a first ban lasts, each one after it twice as long, up to `most_us`; 0 bans nobody.
+    """How long a first ban lasts, each one after it twice as long, up to `most_us`.
 
-    Whether a put of a banned proxy is refused, or stored as unhealthy.
+    0 bans nobody, and what is remembered of earlier failures counts no more. `refuses` says whether a put of a
+    banned proxy is refused, or stored as unhealthy.
     """
 
     first_us: int = 0
@@ -88,12 +89,13 @@ class FailureHistory:
 
     def banned_until_us(self, key: str, now_us: int) -> int:
         """Until when a key is banned; 0 if it is not."""
-        known = self.known.get(key)
+        known = self.known.get(key) if self.rules.first_us else None
         return known.banned_until_us if known is not None and known.banned_until_us > now_us else 0
 
     def banned(self, now_us: int, after: str, limit: int) -> list[tuple[str, Failures]]:
         """The first `limit` keys greater than `after` that are banned now, in order."""
-        bans = [(key, one) for key, one in list(self.known.items()) if one.banned_until_us > now_us]
+        known = list(self.known.items()) if self.rules.first_us else []
+        bans = [(key, one) for key, one in known if one.banned_until_us > now_us]
         return heapq.nsmallest(limit, (ban for ban in bans if ban[0] > after))
 
     def close(self) -> None:

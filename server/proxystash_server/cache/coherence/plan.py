@@ -188,7 +188,7 @@ class Plan:
     def _in_view_of_failures(self, key: str, entry: CacheEntry, claimed_at_us: int) -> CacheEntry:
         """The entry with the health that is to be believed, as of when it was claimed. Raises BannedError."""
         known = self.failures[key] if key in self.failures else self._history.known.get(key)
-        if known is None:
+        if known is None or not self._history.rules.first_us:
             return entry
         is_healthy = entry.health_status is HealthStatus.HEALTHY
         if is_healthy and claimed_at_us > known.last_failure_us:
