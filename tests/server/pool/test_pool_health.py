@@ -240,6 +240,29 @@ def test_the_target_that_was_not_used_for_longest_is_forgotten(
     assert [target.name for target in health.targets()] == ["a", "c"]
 
 
+def test_evidence_that_comes_late_makes_none_of_it_younger() -> None:
+    evidence = Evidence()
+    evidence.add(100.0 + HALF_LIFE, 2.0, 0.0)
+    evidence.add(100.0, 2.0, 0.0)
+    assert evidence.counts(100.0 + 2 * HALF_LIFE) == (2.0, 0.0)
+
+
+def test_only_what_worked_says_how_fast_a_proxy_is(health: Health) -> None:
+    report(health, Outcome.SUCCESS, 10.0, latency=0.5)
+    report(health, Outcome.TIMEOUT, 11.0, latency=30.0)
+    assert health.make_proxy(SLOT).latency == 0.5
+
+
+def test_the_target_of_a_proxy_that_was_not_used_for_longest_is_forgotten(
+    health: Health, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health_module, "MAX_TARGETS_OF_A_PROXY", 2)
+    targets = [health.target_number(name) for name in ("a", "b", "c")]
+    for now, target in enumerate((*targets[:2], targets[0], targets[2])):
+        report(health, Outcome.SUCCESS, float(now), target)
+    assert {target for target, _ in health.pairs_of(SLOT)} == {targets[0], targets[2]}
+
+
 def test_everything_that_grows_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The longest unused go, a target only while nothing is leased for it, and whoever blocks is told."""
     monkeypatch.setattr(health_module, "MAX_TARGETS", 5)
