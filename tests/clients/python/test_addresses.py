@@ -75,7 +75,7 @@ def test_they_do_when_that_is_asked_for(connect: Connect, fake_target: str, prox
 @pytest.mark.parametrize(
     "target",
     ["", "localhost", "http://127.0.0.1:50051", "127.0.0.1", "127.0.0.1:", "127.0.0.1:0", "h:65536", "h:x",
-     "::1:50051", "http://user:secret@h:1", "h:1/path", "two words:1", "h:1\n"],
+     "::1:50051", "http://user:secret@h:1", "h:1/path", "two words:1", "h:1\n", "dns:65536"],
 )  # fmt: skip
 def test_what_is_no_address_is_refused_at_once(connect: Connect, target: str) -> None:
     with pytest.raises(InvalidArgumentError, match="must be host:port, such as") as refused:
@@ -102,6 +102,9 @@ def test_the_address_comes_from_the_environment_unless_it_is_given(
     assert service.calls["Get"] == 1
     with Client("h:1") as client:
         assert client.target == "h:1"
+    monkeypatch.setenv("PROXYSTASH_TARGET", "")
+    with Client() as client:
+        assert client.target == "127.0.0.1:50051"
     monkeypatch.delenv("PROXYSTASH_TARGET")
     with Client() as client:
         assert client.target == "127.0.0.1:50051"

@@ -255,6 +255,33 @@ def test_a_rest_that_is_prolonged_ends_later_and_is_over_then(fleet: Fleet) -> N
     assert len(fleet.acquire(target=TARGET)) == 1
 
 
+def test_a_result_is_of_now_at_the_latest(fleet: Fleet) -> None:
+    entry = fleet.put(1)
+    now = fleet.time.steady
+    fleet.pool.report([Report(UseResult(Outcome.SUCCESS, now + 50.0), entry.key)])
+    health = fleet.pool.health_of(entry.key)
+    assert health is not None
+    assert health.overall.last_result == now
+
+
+def test_a_use_began_with_its_lease_at_the_earliest(fleet: Fleet) -> None:
+    """Given a trial that says to have taken longer than the proxy has rested."""
+    entry = fleet.put(1)
+    report(fleet, entry.key, Outcome.CONNECT_ERROR)
+    fleet.time.pass_time(1.2 * PROXY_REST)
+    [trial] = fleet.acquire()
+    result = UseResult(Outcome.SUCCESS, fleet.time.steady, latency=10 * PROXY_REST)
+    fleet.pool.release([Release(trial.id, result)])
+    assert overall(fleet, entry.key) is Breaker.CLOSED
+
+
+def test_a_rest_at_another_target_does_not_say_when_the_next_comes_free(fleet: Fleet) -> None:
+    entry = fleet.put(1)
+    fleet.acquire(duration=3600.0)
+    report(fleet, entry.key, Outcome.BLOCKED, "news.example")
+    assert fleet.answer(target=TARGET).retry_after == pytest.approx(3600.0)
+
+
 def test_a_trial_goes_on_after_a_kill(fleet: Fleet) -> None:
     entry = fleet.put(1)
     fleet.pool._max_leases = 3

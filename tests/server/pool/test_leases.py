@@ -526,6 +526,7 @@ def test_changes_while_the_entries_are_loaded_win(fleet: Fleet, monkeypatch: pyt
     monkeypatch.setattr(fleet.manager, "scan_entries", scanning)
     fleet.open()
     assert fleet.answer(wanted=EntryFilter(source="old")).shortage is Shortage.NO_MATCH
+    assert fleet.pool.health_of(removed.key) is None
     assert [lease.key for lease in fleet.acquire(count=5)] == [kept.key]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from proxystash_server.cache import EntryFilter
+from proxystash_server.cache import EntryFilter, HealthStatus
 from proxystash_server.pool import lending
 from proxystash_server.pool.health import Outcome
 from proxystash_server.pool.requests import (
@@ -134,6 +134,21 @@ def test_a_session_that_waits_moves_when_its_proxy_comes_to_rest(fleet: Fleet) -
     assert (lease.key, lease.moved) == (spare.key, True)
     # The session has moved by then, and the other call waits for where it is now.
     assert strict.waits
+
+
+@pytest.mark.parametrize("outcome", [Outcome.CONNECT_ERROR, Outcome.BLOCKED])
+def test_a_session_that_waits_moves_also_where_its_proxy_is_no_less_healthy_than_before(
+    fleet: Fleet, outcome: Outcome
+) -> None:
+    fields = {"session": SESSION, "target": "shop.example"}
+    fleet.put(1, health_status=HealthStatus.UNHEALTHY)
+    use(fleet, target="shop.example")
+    [other] = fleet.acquire(target="shop.example")
+    spare = fleet.put(2)
+    call = fleet.wait(**fields)
+    fleet.pool.release([Release(other.id, UseResult(outcome, fleet.time.steady))])
+    fleet.pool.run_due()
+    assert [(one.key, one.moved) for one in call.leases] == [(spare.key, True)]
 
 
 def test_ending_a_session_has_the_next_call_choose_anew(fleet: Fleet) -> None:

@@ -228,6 +228,8 @@ def test_closing_answers_everybody(fleet: Fleet) -> None:
     fleet.pool.close()
     [answer] = call.answers
     assert isinstance(answer, CacheClosedError)
+    with pytest.raises(CacheClosedError):
+        fleet.wait()
 
 
 def test_a_target_that_is_waited_for_is_not_forgotten(fleet: Fleet) -> None:
