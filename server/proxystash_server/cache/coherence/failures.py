@@ -45,8 +45,8 @@ class Failures(NamedTuple):
 class BanRules(NamedTuple):
     """How long a first ban lasts, each one after it twice as long, up to `most_us`.
 
-    0 bans nobody, and what is remembered of earlier failures counts no more. `refuses` says whether a put of a
-    banned proxy is refused, or stored as unhealthy.
+    0 bans nobody, and what is remembered of earlier failures counts no more. `refuses` says whether a put of
+    a banned proxy is refused, or stored as unhealthy.
     """
 
     first_us: int = 0
