@@ -14,7 +14,7 @@ from .commands import Commands
 GROUP = typer.main.get_command(app)
 NAMES = [
     "get", "put", "delete", "clear", "invalidate", "unban", "ping", "list", "count", "warm",
-    "export", "import", "feed", "stats", "watch-stats", "watch",
+    "export", "import", "feed", "check-proxies", "stats", "watch-stats", "watch",
 ]  # fmt: skip
 
 run = Commands("127.0.0.1:1")

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 from rich.progress import Progress, TaskID
@@ -18,6 +15,7 @@ from rich.progress import Progress, TaskID
 from proxystash._defaults import DEFAULT_TARGET, DEFAULT_TIMEOUT
 from proxystash.cli import options, output, reports
 from proxystash.cli.failures import CommandError, ExitCode
+from proxystash.cli.stopping import run_until_stopped
 from proxystash.feeding.rounds import Feed, Round
 from proxystash.feeding.sources import InvalidSourceError, Source, parse_sources
 from proxystash.files import read_proxy_file
@@ -134,7 +132,7 @@ def feed(
                 if downloader is not None:
                     await downloader.close()
 
-        results = _run_until_stopped(run())
+        results = run_until_stopped(run())
     if any(result.server_failed for result in results):
         raise typer.Exit(ExitCode.SERVER)
     if any(result.failure or (result.report and result.report.count("failed")) for result in results):
@@ -164,31 +162,6 @@ def _downloader(timeout: float, limit: int, max_redirects: int) -> Downloader:
             "URLs are fetched with aiohttp; install proxystash[feed]", ExitCode.USAGE
         ) from None
     return Downloader(timeout=timeout, limit=limit, max_redirects=max_redirects)
-
-
-def _run_until_stopped(work: Coroutine[Any, Any, list[Round]]) -> list[Round]:
-    """What the work gives; SIGTERM cancels it, as Ctrl-C does, and ends this process afterwards."""
-
-    async def run() -> list[Round]:
-        task = asyncio.current_task()
-        assert task is not None
-        with _on_terminate(asyncio.get_running_loop(), task):
-            return await work
-
-    try:
-        return asyncio.run(run())
-    except asyncio.CancelledError:
-        raise typer.Exit(ExitCode.TERMINATED) from None
-
-
-@contextmanager
-def _on_terminate(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> Iterator[None]:
-    # Not the loop's own way, which is not everywhere.
-    before = signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(task.cancel))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class _Observer:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from proxystash.cli import changes, entries, feed, importing, listing, statistics, transfer
+from proxystash.cli import changes, checking, entries, feed, importing, listing, statistics, transfer
 from proxystash.cli.failures import ExitCode, exit_codes_help, failing_in_one_line, report
 
 # The base of all that the parser raises. Typer exports only this descendant of it.
@@ -76,6 +76,7 @@ app.command()(transfer.warm)
 app.command()(transfer.export)
 app.command("import")(importing.import_pool)
 app.command()(feed.feed)
+app.command("check-proxies")(checking.check_proxies)
 app.command()(statistics.stats)
 app.command("watch-stats")(statistics.watch_stats)
 app.command()(changes.watch)

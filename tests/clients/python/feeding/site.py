@@ -49,8 +49,9 @@ class Site(ThreadingHTTPServer):
 
     daemon_threads = False
 
-    def __init__(self, certificate: Path | None = None) -> None:
-        super().__init__(("127.0.0.1", 0), Request)
+    def __init__(self, certificate: Path | None = None, host: str = "127.0.0.1") -> None:
+        super().__init__((host, 0), Request)
+        self.host = host
         self.answers: dict[str, Answer] = {}
         self.seen: list[tuple[str, dict[str, str]]] = []
         self.lock = threading.Lock()
@@ -65,9 +66,9 @@ class Site(ThreadingHTTPServer):
     def handle_error(self, *_: object) -> None:
         """A connection that the client gave up is no failure of the test."""
 
-    def url(self, path: str = "/list.txt", *, host: str = "127.0.0.1", userinfo: str = "") -> str:
+    def url(self, path: str = "/list.txt", *, host: str = "", userinfo: str = "") -> str:
         at = f"{userinfo}@" if userinfo else ""
-        return f"{self.scheme}://{at}{host}:{self.server_port}{path}"
+        return f"{self.scheme}://{at}{host or self.host}:{self.server_port}{path}"
 
     def serves(self, body: bytes, path: str = "/list.txt", status: int = 200, **headers: str) -> None:
         """Answer a path with the same body each time."""
@@ -81,9 +82,9 @@ class Site(ThreadingHTTPServer):
 
 
 @contextmanager
-def running_site(certificate: Path | None = None) -> Iterator[Site]:
+def running_site(certificate: Path | None = None, host: str = "127.0.0.1") -> Iterator[Site]:
     """A site that answers until the end of the block, when all its connections end, too."""
-    site = Site(certificate)
+    site = Site(certificate, host)
     thread = threading.Thread(target=site.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

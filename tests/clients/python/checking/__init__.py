@@ -1,0 +1,1 @@
+"""Tests of checking: probes, what answers tell, and the command."""
