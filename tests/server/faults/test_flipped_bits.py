@@ -113,8 +113,9 @@ def test_a_server_starts_on_the_rest_and_loses_nothing_in_silence(
             damaged = sum(tier.evictions_corruption for tier in (statistics.l2_stats, statistics.l3_stats))
             assert left == expected or damaged, "lost in silence"
             assert left.items() <= expected.items(), "another entry than was put"
-            # One record is all that a bit is part of.
-            assert len(left) >= len(expected) - bool(shape), "more was lost than was damaged"
+            # One record is all that a bit is part of, but for the end of a line, without which two are one.
+            most = 0 if not shape else 1 + file.endswith(".jsonl")
+            assert len(left) >= len(expected) - most, "more was lost than was damaged"
             assert {tier.state for tier in statistics.tiers} <= {TierState.ACTIVE, TierState.DISABLED}
             put(manager, "later", source="later")
             assert content_of(manager) == {**left, "later": ("later", 0)}
