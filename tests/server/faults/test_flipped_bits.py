@@ -147,6 +147,48 @@ def test_check_and_repair_answer(
     assert not failed, "\n".join(failed)
 
 
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("l2_backend", L2BackendType, indirect=True)
+def test_the_log_of_a_killed_l3_costs_nothing_that_l2_has(
+    stash: Stash, request: pytest.FixtureRequest
+) -> None:
+    stash.validated = False
+    manager = stash.open()
+    put(manager, *KEYS, source="plain")
+    expected = content_of(manager)
+    stash.kill()
+    killed, copy = stash.directory, stash.directory.with_name("copy")
+    for bit in flipped(killed, f"{L3}-wal", copy, every_bit=request.config.getoption("--every-bit")):
+        stash.directory = copy
+        manager = stash.open(l1_config=SWITCHED_OFF)
+        stash.recover(manager)
+        assert held(manager) == expected, bit
+        manager.close()
+    stash.directory = killed
+
+
+def test_a_damaged_key_file_is_refused_and_changes_nothing(
+    stash: Stash, request: pytest.FixtureRequest
+) -> None:
+    expected = fill(stash, {})
+    sound, copy = stash.directory, stash.directory.with_name("copy")
+    refused = 0
+    for bit in flipped(sound, "secret.key", copy, every_bit=request.config.getoption("--every-bit")):
+        stash.directory = copy
+        before = contents(copy)
+        try:
+            manager = stash.open(l1_config=SWITCHED_OFF)
+        except EncryptionKeyError:
+            refused += 1
+            assert contents(copy) == before, bit
+        else:
+            # Not all of its bits are part of the key.
+            assert held(manager) == expected, bit
+            manager.close()
+    assert refused
+    stash.directory = sound
+
+
 # -- the token that tells which key a store was sealed under
 
 
