@@ -169,6 +169,18 @@ def fill_public_entry(message: pb.CacheEntry, entry: CacheEntry) -> None:
         message.evicted_from_l1 = True
 
 
+def fill_entry_without_credentials(message: pb.CacheEntry, entry: CacheEntry) -> None:
+    """Write all of `entry` but its credentials into an empty message, and whether it has any."""
+    fill_public_entry(message, entry)
+    if has_credentials(entry):
+        message.credentials_omitted = True
+
+
+def has_credentials(entry: CacheEntry) -> bool:
+    """Whether an entry has a username or a password."""
+    return entry.username is not None or entry.password is not None
+
+
 def fill_credentials(message: pb.CacheEntry, entry: CacheEntry) -> None:
     """Write the credentials of `entry`, if it has any."""
     if entry.username is not None:

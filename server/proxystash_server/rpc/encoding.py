@@ -49,6 +49,7 @@ _ENTRY: Final = _tag(pb.GetResponse.DESCRIPTOR, "entry", _LENGTH_DELIMITED)
 _LAST_ACCESSED: Final = _tag(pb.CacheEntry.DESCRIPTOR, "last_accessed", _LENGTH_DELIMITED)
 _ACCESS_COUNT: Final = _tag(pb.CacheEntry.DESCRIPTOR, "access_count")
 _EVICTED: Final = _tag(pb.CacheEntry.DESCRIPTOR, "evicted_from_l1") + _VARINT[1]
+_CREDENTIALS_OMITTED: Final = _tag(pb.CacheEntry.DESCRIPTOR, "credentials_omitted") + _VARINT[1]
 _CHANGE: Final = _tag(pb.WatchResponse.DESCRIPTOR, "changes", _LENGTH_DELIMITED)
 _CHANGED_ENTRY: Final = _tag(pb.Change.DESCRIPTOR, "entry", _LENGTH_DELIMITED)
 _PUT_RESULT: Final = _tag(pb.BatchPutResponse.DESCRIPTOR, "results", _LENGTH_DELIMITED)
@@ -109,7 +110,7 @@ def watch_response(change: pb.Change, entry: CacheEntry | None, *, include_crede
     encoded = change.SerializeToString()
     if entry is not None:
         content = entry.encoded or _encode_content(entry)
-        count = _count(entry) if include_credentials else _public_count(entry)
+        count = _count(entry) if include_credentials else _count_without_credentials(entry)
         use = count + _after_count(entry.last_accessed_us)
         encoded += _CHANGED_ENTRY + _VARINT[len(content) + len(use)] + content + use
     return _CHANGE + _VARINT[len(encoded)] + encoded
@@ -192,12 +193,15 @@ def _stored_in(tiers: tuple[CacheTierType, ...]) -> bytes:
 def _count(entry: CacheEntry) -> bytes:
     """The count of uses, and what else is not kept with the content: credentials stay secret in memory."""
     encoded = _public_count(entry)
-    content = entry.content
-    if content.username is not None or content.password is not None:
+    if convert.has_credentials(entry):
         message = pb.CacheEntry()
         convert.fill_credentials(message, entry)
         encoded += message.SerializeToString()
     return encoded
+
+
+def _count_without_credentials(entry: CacheEntry) -> bytes:
+    return _public_count(entry) + (_CREDENTIALS_OMITTED if convert.has_credentials(entry) else b"")
 
 
 def _public_count(entry: CacheEntry) -> bytes:

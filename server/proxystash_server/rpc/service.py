@@ -213,7 +213,7 @@ class CacheService(pb_grpc.CacheServiceServicer):
         after = read_page_token(request.page_token, entry_filter)
         # One more than asked for tells whether there is a next page.
         found, next_after = self._engine.scan_entries(after, size + 1, entry_filter)
-        fill = convert.fill_entry if request.include_credentials else convert.fill_public_entry
+        fill = convert.fill_entry if request.include_credentials else convert.fill_entry_without_credentials
         response = pb.ListResponse()
         page_bytes = 0
         for entry in found[:size]:

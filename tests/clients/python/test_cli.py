@@ -464,7 +464,9 @@ def test_what_is_exported_can_be_warmed_again(run: Commands, client: Client, tmp
     client.clear()
     warmed = run("warm", str(file), "--json")
 
-    assert exported.json == {"exported": 1500, "file": str(file), "format": "jsonl"}
+    assert exported.json == {
+        "exported": 1500, "credentials_omitted": 0, "file": str(file), "format": "jsonl",
+    }  # fmt: skip
     assert warmed.json["loaded"] == 1500
     after = list(client.list(include_credentials=True))
     assert [(entry.key, entry.password, entry.labels, entry.expires_at) for entry in after] == [
@@ -486,6 +488,31 @@ def test_credentials_are_exported_only_when_asked_and_then_for_the_owner_alone(
     run("export", str(file), "--include-credentials")
     assert SECRET in file.read_text()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_an_export_says_and_marks_what_it_leaves_out(run: Commands, client: Client, tmp_path: Path) -> None:
+    client.put(CacheEntry("http://192.0.2.1:80", username="ann", password="secret-1"))
+    client.put(CacheEntry("http://192.0.2.2:80"))
+    file = tmp_path / "all.jsonl"
+
+    outcome = run("export", str(file))
+    counts = run("export", str(tmp_path / "all.csv"), "--json").json
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+
+    assert outcome.out == (
+        f"exported 2 to {file}\n  note: 1 without their credentials; --include-credentials writes them\n"
+    )
+    assert counts["credentials_omitted"] == 1
+    assert {record["proxy_url"]: record.get("credentials_omitted") for record in records} == {
+        "http://192.0.2.1:80": True,
+        "http://192.0.2.2:80": None,
+    }
+    for mode in ("--merge", "--replace"):
+        for exported in (file, tmp_path / "all.csv"):
+            assert run("warm", str(exported), mode).code == 0
+            assert {entry.password for entry in client.list(include_credentials=True)} == {None, "secret-1"}
+    assert "note" not in run("export", str(file), "--include-credentials").out
+    assert "omitted" not in file.read_text()
 
 
 def test_an_export_can_be_filtered(run: Commands, client: Client, tmp_path: Path) -> None:

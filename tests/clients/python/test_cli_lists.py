@@ -73,7 +73,7 @@ def test_warm_tells_scripts_what_it_guessed(run: Commands) -> None:
     outcome = run("warm", "-", "--json", stdin="192.0.2.1:80\n")
 
     assert outcome.json == {
-        "loaded": 1, "skipped": 0, "failed": 0, "rejected": [],
+        "loaded": 1, "kept": 0, "skipped": 0, "failed": 0, "rejected": [],
         "notices": [{"notice": "no scheme was given, http was taken", "records": 1}],
     }  # fmt: skip
 
@@ -176,10 +176,12 @@ def test_addresses_are_exported_to_standard_output(
     assert (outcome.code, set(outcome.out.splitlines())) == (0, lines)
     first, *notes = outcome.err.splitlines()
     assert first == f"exported {len(lines)} to standard output"
+    asked = "--include-credentials" in arguments
+    left_out = any("gw.example" in line for line in lines) and not asked
     mixed = arguments == ["--format", "host:port"]
-    assert [note.startswith("  note: host:port does not say which is which: 1 ") for note in notes] == [
-        True
-    ] * mixed
+    expected = ["  note: 1 without their credentials"] * left_out
+    expected += ["  note: host:port does not say which is which: 1 "] * mixed
+    assert [note.startswith(text) for note, text in zip(notes, expected, strict=True)] == [True] * len(notes)
 
 
 @pytest.mark.usefixtures("filled")
@@ -191,7 +193,8 @@ def test_standard_output_gets_json_lines_and_nothing_else(run: Commands) -> None
         "socks5://gw.example:1080",
     }
     assert SECRET not in outcome.out
-    assert json.loads(outcome.err) == {"exported": 2, "file": "-", "format": "jsonl"}
+    counts = {"exported": 2, "credentials_omitted": 1, "file": "-", "format": "jsonl"}
+    assert json.loads(outcome.err) == counts
 
 
 @pytest.mark.usefixtures("filled")

@@ -191,7 +191,7 @@ PUBLIC = {public_name(name) for name in PUBLIC_FIELDS}
 
 
 def test_the_contract_the_client_and_the_cache_have_the_same_fields() -> None:
-    told = {*PUBLIC, *USE, "ttl", "version"}
+    told = {*PUBLIC, *USE, "ttl", "version", "credentials_omitted"}
     assert set(pb.CacheEntry.DESCRIPTOR.fields_by_name) == told
     assert {field.name for field in dataclasses.fields(models.CacheEntry)} == told
 

@@ -296,10 +296,15 @@ class TestList:
         assert [entry.key for entry in list_all(stub, filter=wanted, page_size=1)] == found
 
     def test_credentials_are_listed_only_when_asked_for(self, stub: Stub) -> None:
+        put(stub, "http://192.0.2.9:9", key="none")
+        (none,) = list_all(stub)
+        assert not none.credentials_omitted
+        stub.Delete(pb.DeleteRequest(key="none"), timeout=DEADLINE)
         put(stub, username="user", password="hunter2")
         (plain,) = list_all(stub)
         (complete,) = list_all(stub, include_credentials=True)
-        assert (plain.username, plain.password) == ("", "")
+        assert (plain.username, plain.password, plain.credentials_omitted) == ("", "", True)
+        assert not complete.credentials_omitted
         assert (complete.username, complete.password) == ("user", "hunter2")
 
     def test_a_page_of_a_long_search_may_be_empty_and_leads_on(

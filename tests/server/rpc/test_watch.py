@@ -167,6 +167,7 @@ def test_entries_and_credentials_are_sent_where_they_are_asked_for(
     assert not keys_alone[0].HasField("entry")
     assert (public[0].entry.proxy_url, public[0].entry.username) == ("http://192.0.2.1:8080", "")
     assert (whole[0].entry.username, whole[0].entry.password) == ("jane", "secret")
+    assert (public[0].entry.credentials_omitted, whole[0].entry.credentials_omitted) == (True, False)
 
 
 def test_a_filter_tells_what_matches_and_what_matches_no_more(manager: CacheManager, watch: Watch) -> None:

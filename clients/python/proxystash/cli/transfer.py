@@ -130,7 +130,7 @@ def export(
         )
     line_of = LINES[line_format]
     wanted = options.filters(source, health, scheme, label, expiring_within)
-    written = 0
+    written = left_out = 0
     schemes: Counter[str] = Counter()
     with (
         options.connect_patiently(target, timeout) as client,
@@ -145,12 +145,24 @@ def export(
             text.write(line_of(entry, include_credentials=include_credentials) + "\n")
             schemes[entry.proxy_url.partition("://")[0]] += 1
             written += 1
+            left_out += entry.credentials_omitted
             progress.update(task, completed=written)
     if json:
-        output.print_json({"exported": written, "file": str(file), "format": line_format}, err=to_stdout)
+        output.print_json(
+            {
+                "exported": written,
+                "credentials_omitted": left_out,
+                "file": str(file),
+                "format": line_format,
+            },
+            err=to_stdout,
+        )
     else:
         to = "standard output" if to_stdout else file
         output.print_line(f"exported {written:,} to {to}", err=to_stdout)
+        if left_out:
+            hint = "" if line_format == "host:port" else "; --include-credentials writes them"
+            output.print_line(f"  note: {left_out:,} without their credentials{hint}", err=to_stdout)
     if line_format == "host:port" and len(schemes) > 1:
         counts = ", ".join(f"{count:,} {name}" for name, count in schemes.most_common())
         output.print_line(f"  note: host:port does not say which is which: {counts}; see --scheme", err=True)

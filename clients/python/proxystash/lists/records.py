@@ -311,6 +311,7 @@ _READ: Mapping[object, str] = {
     "expires_at": "expires_at",
     "evicted_from_l1": "False",
     "version": "0",
+    "credentials_omitted": "False",
     str: "fields.side_text({0!r}) or ''",
     str | None: "fields.side_text({0!r})",
     datetime | None: "fields.time({0!r})",

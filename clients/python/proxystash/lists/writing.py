@@ -33,6 +33,8 @@ def whole_record(entry: CacheEntry, *, include_credentials: bool) -> dict[str, o
     username = entry.username or address.username
     record = _write_entry(entry)
     record["proxy_url"] = address.url
+    if username or entry.password or address.password:
+        record["credentials_omitted"] = not include_credentials or None
     record["key"] = entry.key or cache_key(address.url, username)
     record["username"] = username if include_credentials else None
     record["password"] = (entry.password or address.password) if include_credentials else None
@@ -120,6 +122,7 @@ _WRITE: Mapping[object, str] = {
     **dict.fromkeys(NOT_IN_FILES, ""),
     datetime | None: "time_text(model.{0})",
     timedelta | None: "_seconds(model.{0})",
+    "credentials_omitted": "model.{0} or None",
     HealthStatus: "model.{0}.value",
     HealthMonitoring | None: "model.{0}",
     Mapping[str, str]: "dict(model.{0}) or None",

@@ -216,6 +216,7 @@ class CacheEntry(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     MAX_LEASES_FIELD_NUMBER: _builtins.int
+    CREDENTIALS_OMITTED_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """Identity. Empty on Put: derived from proxy_url and username."""
     proxy_url: _builtins.str
@@ -239,6 +240,10 @@ class CacheEntry(_message.Message):
     """
     max_leases: _builtins.int
     """How many leases of this proxy may be held at once, e.g. what its provider allows. 0: the server's setting."""
+    credentials_omitted: _builtins.bool
+    """Whether it has a username or a password that this message leaves out, as List and Watch do unless asked. Set by the
+    server. A Put without them keeps what is stored under a key that was made with a username.
+    """
     @_builtins.property
     def fetch_time(self) -> _timestamp_pb2.Timestamp:
         """Unset on Put: now."""
@@ -281,10 +286,11 @@ class CacheEntry(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         version: _builtins.int = ...,
         max_leases: _builtins.int = ...,
+        credentials_omitted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "fetch_time", b"fetch_time", "health_monitoring", b"health_monitoring", "last_accessed", b"last_accessed", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_count", b"access_count", "evicted_from_l1", b"evicted_from_l1", "expires_at", b"expires_at", "failure_count", b"failure_count", "fetch_time", b"fetch_time", "health_monitoring", b"health_monitoring", "health_status", b"health_status", "key", b"key", "labels", b"labels", "last_accessed", b"last_accessed", "max_leases", b"max_leases", "password", b"password", "proxy_url", b"proxy_url", "source", b"source", "ttl", b"ttl", "username", b"username", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_count", b"access_count", "credentials_omitted", b"credentials_omitted", "evicted_from_l1", b"evicted_from_l1", "expires_at", b"expires_at", "failure_count", b"failure_count", "fetch_time", b"fetch_time", "health_monitoring", b"health_monitoring", "health_status", b"health_status", "key", b"key", "labels", b"labels", "last_accessed", b"last_accessed", "max_leases", b"max_leases", "password", b"password", "proxy_url", b"proxy_url", "source", b"source", "ttl", b"ttl", "username", b"username", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
