@@ -14,7 +14,8 @@ from .commands import Commands
 GROUP = typer.main.get_command(app)
 NAMES = [
     "get", "put", "delete", "clear", "invalidate", "unban", "ping", "list", "count", "warm",
-    "export", "import", "feed", "check-proxies", "stats", "watch-stats", "watch",
+    "export", "import", "feed", "check-proxies", "stats", "watch-stats", "watch", "acquire", "release",
+    "report", "leases", "targets", "health",
 ]  # fmt: skip
 
 run = Commands("127.0.0.1:1")
@@ -96,6 +97,13 @@ def test_the_version_is_that_of_the_distribution() -> None:
         (["warm", "-", "--scheme", "gopher"], "the schemes are http"),
         (["warm", "-", "--identity", "name"], "--identity"),
         (["watch-stats", "--interval", "x"], "write a duration as"),
+        (["acquire", "--label", "!country"], "write a label that a proxy has"),
+        (["acquire", "--policy", "best-of-all"], "--policy"),
+        (["acquire", "--count", "0"], "--count"),
+        (["release"], "Missing argument"),
+        (["release", "x", "--latency", "1s"], "goes with --outcome"),
+        (["report", "fine", "k"], "OUTCOME"),
+        (["report", "success"], "say of which proxies"),
     ],
 )
 def test_wrong_usage_is_one_line_that_says_where_to_look(arguments: list[str], message: str) -> None:

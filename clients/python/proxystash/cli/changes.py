@@ -28,12 +28,7 @@ def watch(
     source: Annotated[str, typer.Option("--source", help="Only proxies from this source.")] = "",
     health: options.FilterHealth = None,
     scheme: options.FilterScheme = None,
-    label: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--label", metavar="NAME=VALUE", help="Only proxies with this label; of several, with all."
-        ),
-    ] = None,
+    label: options.EqualLabel = None,
     kind: Annotated[
         list[str] | None,
         typer.Option(
@@ -55,16 +50,14 @@ def watch(
     json: options.Json = False,
 ) -> None:
     """Show each change of the proxies as it happens; resumes after a lost connection."""
-    wanted = options.filters(source or None, health, scheme, label, None)
-    if wanted.conditions:
-        raise typer.BadParameter("write a label that a proxy has, as NAME=VALUE", param_hint="--label")
+    wanted = options.equal_filters(source, health, scheme, label)
     kinds = set(kind or [])
     if kinds and existing:
         kinds.add(ChangeKind.EXISTING.value)
     with (
         options.connect(target, timeout) as client,
         client.watch(
-            **wanted.asked,
+            **wanted,
             kinds=sorted(kinds),
             include_existing=existing,
             include_credentials=show_credentials,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +12,7 @@ import typer
 
 from proxystash._defaults import DEFAULT_TARGET, DEFAULT_TIMEOUT
 from proxystash.cli import options, output
-from proxystash.cli.failures import CommandError, ExitCode, report
+from proxystash.cli.failures import CommandError, ExitCode, report_missing
 from proxystash.models import CacheEntry, HealthStatus, PutMode
 from proxystash.proxies import InvalidProxyUrl, parse_proxy_url
 from proxystash.times import time_text
@@ -44,7 +43,7 @@ def get(
         if any(hits[:place]):
             output.print_line("")
         output.print_entry(hit.entry, served_by=hit.served_by.value, show_credentials=show_credentials)
-    _report_missing(key for key, hit in zip(resolved, hits, strict=True) if hit is None)
+    report_missing(key for key, hit in zip(resolved, hits, strict=True) if hit is None)
 
 
 def put(
@@ -158,7 +157,7 @@ def delete(
             if not deleted:
                 missing.append(key)
     # What another one was faster to remove is gone as it should be.
-    _report_missing(missing if keys else ())
+    report_missing(missing if keys else ())
 
 
 def clear(
@@ -218,7 +217,7 @@ def invalidate(
                 if result.banned_until is not None:
                     outcome += f", banned until {output.short_time(result.banned_until)}"
                 output.print_line(f"{key}: {counted}, {outcome}")
-    _report_missing(missing if keys else ())
+    report_missing(missing if keys else ())
 
 
 def unban(
@@ -239,7 +238,7 @@ def unban(
                 output.print_line(f"unbanned {key}")
             if not unbanned:
                 missing.append(key)
-    _report_missing(missing, "no ban of a proxy with key")
+    report_missing(missing, "no ban of a proxy with key")
 
 
 def ping(
@@ -291,14 +290,6 @@ def _ask(question: str) -> None:
         raise CommandError("this asks first; pass --yes to do it without a terminal", ExitCode.USAGE)
     if not typer.confirm(question, err=True):
         raise CommandError("nothing was changed", ExitCode.NOT_DONE)
-
-
-def _report_missing(keys: Iterable[str], what: str = "no proxy with key") -> None:
-    missing = [output.printable(key) for key in keys]
-    for key in missing[:-1]:
-        report(f"{what} {key}")
-    if missing:
-        raise CommandError(f"{what} {missing[-1]}", ExitCode.NOT_DONE)
 
 
 def _password(username: str | None, from_stdin: bool) -> str | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 
 import typer
 
+from proxystash.cli import output
 from proxystash.errors import (
     DeadlineExceededError,
     InvalidArgumentError,
@@ -35,7 +36,8 @@ class ExitCode(IntEnum):
 
 _MEANINGS = {
     ExitCode.OK: "done",
-    ExitCode.NOT_DONE: "no such proxy, records that failed, nothing loaded, or a question answered with no",
+    ExitCode.NOT_DONE: "no such proxy or lease, none to lend, records that failed, nothing loaded, or "
+    "a question answered with no",
     ExitCode.USAGE: "wrong arguments, refused values, or a file that cannot be read or written",
     ExitCode.SERVER: "the server cannot be reached, did not answer in time, or failed",
     ExitCode.INTERRUPTED: "interrupted with Ctrl-C",
@@ -65,6 +67,15 @@ class CommandError(Exception):
 def report(message: str) -> None:
     """Say what went wrong, in one line."""
     typer.echo(f"proxystash: {' '.join(message.split())}", err=True)
+
+
+def report_missing(keys: Iterable[str], what: str = "no proxy with key") -> None:
+    """Say of what nothing was found; raises CommandError if there is any of it."""
+    missing = [output.printable(key) for key in keys]
+    for key in missing[:-1]:
+        report(f"{what} {key}")
+    if missing:
+        raise CommandError(f"{what} {missing[-1]}", ExitCode.NOT_DONE)
 
 
 def report_lost(failure: ProxystashError) -> None:

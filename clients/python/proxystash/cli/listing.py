@@ -7,10 +7,10 @@ import json as json_text
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import partial
 from itertools import islice
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -18,6 +18,10 @@ from proxystash._defaults import DEFAULT_TARGET, DEFAULT_TIMEOUT
 from proxystash.cli import options, output, tables
 from proxystash.cli.tables import Column
 from proxystash.models import Ban, CacheEntry
+
+Item = TypeVar("Item")
+# Each with what it shows of an item.
+Columns = Sequence[tuple[Column, Callable[[Item], str]]]
 
 _PAGE = 500
 _LABEL = "labels."
@@ -33,13 +37,27 @@ class Output(StrEnum):
     CSV = "csv"
 
 
+OutputOption = Annotated[
+    Output,
+    typer.Option(
+        "--output",
+        "-o",
+        help="table fits the terminal, wide does not; json is one array, jsonl an object on each line.",
+    ),
+]
+
+
 def _expires_in(entry: CacheEntry) -> str:
-    if entry.expires_at is None:
-        return ""
-    left = entry.expires_at - datetime.now(UTC)
-    return "now" if left <= timedelta(0) else output.short_duration(left)
+    return output.time_left(entry.expires_at)
 
 
+_BANS: Columns[Ban] = (
+    (Column("key"), lambda ban: ban.key),
+    (Column("failures", right=True), lambda ban: str(ban.failure_count)),
+    (Column("last_failure"), lambda ban: output.short_time(ban.last_failure_time)),
+    (Column("bans", right=True), lambda ban: str(ban.bans)),
+    (Column("banned_until"), lambda ban: output.short_time(ban.banned_until)),
+)
 # What a column shows, and what becomes of it on a narrow terminal.
 _COLUMNS: dict[str, tuple[Column, Callable[[CacheEntry], str]]] = {
     column.name: (column, show)
@@ -69,21 +87,12 @@ def list_proxies(
     scheme: options.FilterScheme = None,
     label: options.FilterLabel = None,
     expiring_within: options.ExpiringWithin = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="At most this many. Default: all.")
-    ] = None,
+    limit: options.Limit = None,
     banned: Annotated[
         bool,
         typer.Option("--banned", help="List the proxies that were evicted for failures and are banned."),
     ] = False,
-    format_: Annotated[
-        Output,
-        typer.Option(
-            "--output",
-            "-o",
-            help="table fits the terminal, wide does not; json is one array, jsonl an object on each line.",
-        ),
-    ] = Output.TABLE,
+    format_: OutputOption = Output.TABLE,
     columns: Annotated[
         str,
         typer.Option(
@@ -106,15 +115,11 @@ def list_proxies(
     shown = _columns(columns, format_, show_credentials)
     with options.connect(target, timeout) as client:
         if banned:
-            _print_bans(islice(client.bans(), limit), format_)
+            print_list(islice(client.bans(), limit), _BANS, output.plain_record, format_, "no bans")
             return
         entries = islice(wanted.entries(client, min(limit or _PAGE, _PAGE), show_credentials), limit)
-        if format_ in {Output.JSON, Output.JSONL}:
-            records = (output.entry_record(entry, show_credentials=show_credentials) for entry in entries)
-            _print_json(records, format_)
-            return
-        rows = ([output.printable(show(entry)) for _, show in shown] for entry in entries)
-        _print_rows(rows, [column for column, _ in shown], format_, "no proxies")
+        record = partial(output.entry_record, show_credentials=show_credentials)
+        print_list(entries, shown, record, format_, "no proxies")
 
 
 def count(
@@ -188,23 +193,19 @@ def _column(name: str) -> tuple[Column, Callable[[CacheEntry], str]]:
     return _COLUMNS[name]
 
 
-def _print_bans(bans: Iterable[Ban], format_: Output) -> None:
+def print_list(
+    items: Iterable[Item],
+    columns: Columns[Item],
+    record: Callable[[Item], dict[str, object]],
+    format_: Output,
+    nothing: str,
+) -> None:
+    """Write items as they come: as JSON has them, or as rows; `nothing` is what people read of none."""
     if format_ in {Output.JSON, Output.JSONL}:
-        _print_json(map(output.ban_record, bans), format_)
+        _print_json(map(record, items), format_)
         return
-    names = ("key", "failures", "last_failure", "bans", "banned_until")
-    columns = [Column(name, right=name in {"failures", "bans"}) for name in names]
-    rows = (
-        [
-            output.printable(ban.key),
-            str(ban.failure_count),
-            output.short_time(ban.last_failure_time),
-            str(ban.bans),
-            output.short_time(ban.banned_until),
-        ]
-        for ban in bans
-    )
-    _print_rows(rows, columns, format_, "no bans")
+    rows = ([output.printable(show(item)) for _, show in columns] for item in items)
+    _print_rows(rows, [column for column, _ in columns], format_, nothing)
 
 
 def _print_json(records: Iterator[dict[str, object]], format_: Output) -> None:

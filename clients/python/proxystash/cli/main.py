@@ -11,7 +11,17 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from proxystash.cli import changes, checking, entries, feed, importing, listing, statistics, transfer
+from proxystash.cli import (
+    changes,
+    checking,
+    entries,
+    feed,
+    importing,
+    leases,
+    listing,
+    statistics,
+    transfer,
+)
 from proxystash.cli.failures import ExitCode, exit_codes_help, failing_in_one_line, report
 
 # The base of all that the parser raises. Typer exports only this descendant of it.
@@ -54,7 +64,7 @@ def _behind_the_command(args: list[str]) -> list[str]:
 app = typer.Typer(
     name="proxystash",
     cls=_Commands,
-    help="Keep a fleet's proxies in a proxystash server: store, find, report and watch them.",
+    help="Keep a fleet's proxies in a proxystash server: store, find, borrow, report and watch them.",
     epilog=exit_codes_help(),
     # Options to install and to show it, for bash, zsh, fish and PowerShell.
     add_completion=True,
@@ -80,6 +90,12 @@ app.command("check-proxies")(checking.check_proxies)
 app.command()(statistics.stats)
 app.command("watch-stats")(statistics.watch_stats)
 app.command()(changes.watch)
+app.command()(leases.acquire)
+app.command()(leases.release)
+app.command()(leases.report)
+app.command()(leases.leases)
+app.command()(leases.targets)
+app.command()(leases.health)
 
 
 def _show_version(wanted: bool) -> None:

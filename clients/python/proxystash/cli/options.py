@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -19,6 +19,7 @@ from proxystash.proxies import SCHEMES, Identity, InvalidProxyUrl, cache_key
 
 if TYPE_CHECKING:
     from proxystash.client import Client
+    from proxystash.pool_models import ProxyFilter
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -197,6 +198,12 @@ SomeKeys = Annotated[
         "Or else which proxies, by the options.",
     ),
 ]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most this many. Default: all.")]
+# Not --target, which is the server's address everywhere.
+For = Annotated[
+    str,
+    typer.Option("--for", metavar="TARGET", help="The target: what the proxy is for, usually a domain."),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 KeyUsername = Annotated[
     str | None, typer.Option("--username", help="With a proxy URL: the username that belongs to it.")
@@ -231,6 +238,10 @@ FilterLabel = Annotated[
         metavar="NAME=VALUE",
         help="Only proxies with this label, NAME!=VALUE another or none, !NAME none; of several, with all.",
     ),
+]
+EqualLabel = Annotated[
+    list[str] | None,
+    typer.Option("--label", metavar="NAME=VALUE", help="Only proxies with this label; of several, with all."),
 ]
 ExpiringWithin = Annotated[
     timedelta | None,
@@ -284,6 +295,16 @@ def filters(
         conditions.append(lambda entry: entry.expires_at is not None and entry.expires_at <= end)
     asked = {"source": source, "health": health, "schemes": schemes, "labels": parse_labels(equal)}
     return Filters({name: value for name, value in asked.items() if value}, conditions)
+
+
+def equal_filters(
+    source: str, health: list[HealthStatus] | None, schemes: list[str] | None, labels: list[str] | None
+) -> ProxyFilter:
+    """What several options together want, of what the server can tell; raises BadParameter."""
+    wanted = filters(source or None, health, schemes, labels, None)
+    if wanted.conditions:
+        raise typer.BadParameter("write a label that a proxy has, as NAME=VALUE", param_hint="--label")
+    return cast("ProxyFilter", wanted.asked)
 
 
 def _lacks(name: str, entry: CacheEntry) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timedelta
+from dataclasses import fields, is_dataclass
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -23,8 +25,11 @@ from rich.table import Table
 
 from proxystash.cli.rates import Rates
 from proxystash.lists.writing import record_from_entry, whole_record
-from proxystash.models import Ban, CacheEntry, CacheStatistics, LatencySummary, PoolStatistics
+from proxystash.models import CacheEntry, CacheStatistics, LatencySummary, PoolStatistics
 from proxystash.times import time_text
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _WIDE = 1000
 # The pool's counts, as they are told.
@@ -99,6 +104,14 @@ def short_duration(duration: timedelta) -> str:
     return f"{seconds}s"
 
 
+def time_left(time: datetime | None) -> str:
+    """How long it is until a moment, for people."""
+    if time is None:
+        return ""
+    left = time - datetime.now(UTC)
+    return "now" if left <= timedelta(0) else short_duration(left)
+
+
 def entry_record(entry: CacheEntry, *, show_credentials: bool) -> dict[str, object]:
     """An entry as JSON has it: every field of an exported line, and what only the server says."""
     record = whole_record(entry, include_credentials=show_credentials)
@@ -120,15 +133,27 @@ def print_entry(entry: CacheEntry, *, served_by: str, show_credentials: bool) ->
         print_line(f"{name:<{width}}  {value}")
 
 
-def ban_record(ban: Ban) -> dict[str, object]:
-    """A ban as JSON has it."""
-    return {
-        "key": ban.key,
-        "failure_count": ban.failure_count,
-        "last_failure_time": time_text(ban.last_failure_time),
-        "bans": ban.bans,
-        "banned_until": time_text(ban.banned_until),
-    }
+def plain_record(model: DataclassInstance) -> dict[str, object]:
+    """A model as JSON has it: times in ISO 8601, durations in seconds, under a name that says so."""
+    record: dict[str, object] = {}
+    for item in fields(model):
+        value = getattr(model, item.name)
+        # What may be a duration says so also where there is none.
+        is_duration = "timedelta" in str(item.type)
+        record[f"{item.name}_seconds" if is_duration else item.name] = _plain(value)
+    return record
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, datetime):
+        return time_text(value)
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain_record(value)
+    return value
 
 
 def statistics_record(statistics: CacheStatistics) -> dict[str, object]:
