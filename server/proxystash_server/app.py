@@ -30,7 +30,7 @@ from proxystash_server.cache import (
 from proxystash_server.descriptors import DescriptorLimitError, connections_within, raise_limit
 from proxystash_server.logs import configure_logging
 from proxystash_server.metrics.metrics import Metrics
-from proxystash_server.pool.pool import Pool
+from proxystash_server.pool.pool import Pool, check_journals
 from proxystash_server.pool.requests import SelectionPolicy
 from proxystash_server.rpc.pool_service import PoolService
 from proxystash_server.rpc.server import BindError, RpcServer, check_free
@@ -63,6 +63,8 @@ def serve(settings: Settings) -> int:
             _listen_for_scrapes(settings.metrics_listen) as metrics,
             StoreLock(config, "starting") as lock,
         ):
+            if settings.pool_enabled:
+                check_journals(settings.data_dir / "pool")
             manager = CacheManager(config, lock=lock)
             pool: Pool | None = None
             try:
@@ -109,7 +111,7 @@ def serve(settings: Settings) -> int:
     except Exception:  # noqa: BLE001 - the log redacts what a traceback on the terminal would show
         _log.exception("server failed")
         return 1
-    return 0 if finished else 1
+    return 0 if finished and not manager.entries_lost else 1
 
 
 def cache_config(settings: Settings) -> CacheConfig:

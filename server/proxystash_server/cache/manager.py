@@ -134,10 +134,11 @@ class CacheManager:
         self._locks = KeyLocks()
         self._closing = threading.Lock()
         self._closed = self._released = False
+        self.entries_lost = 0
         recorder = StatisticsRecorder if config.enable_statistics else SilentStatistics
         self._statistics = recorder(clock(), monotonic)
         self.encryptor: CredentialEncryptor
-        self.encryptor, keep_key_file = unlock(config)
+        self.encryptor, key_file = unlock(config)
         uses = self._uses = UseLog()
         self._l1 = MemoryCacheTier(config.l1_config, CacheTierType.L1, uses, clock)
         self._l1_latency = self._statistics.latency(CacheTierType.L1, "read")
@@ -172,7 +173,7 @@ class CacheManager:
             self._check_open,
         )
         self._recovery = Recovery(
-            self._authority, self._cache, self._l1, self._changes, self._reads, self._lock, keep_key_file
+            self._authority, self._cache, self._l1, self._changes, self._reads, self._lock, key_file
         )
         self._below = LookupsBelow(
             self._l1,
@@ -522,6 +523,7 @@ class CacheManager:
     def close(self) -> None:
         """Flush, stop the background work and release the files; idempotent. Calls under way may fail.
 
+        Entries that were kept in memory alone are lost by it: `entries_lost` and the log say how many.
         Where an interrupt has ended it, it can be called again.
         """
         with self._closing:
@@ -534,7 +536,7 @@ class CacheManager:
             self._changes.flush_uses()
             self._recovery.make_up_for_what_was_missed()
             with self._changes.lock, self._changes.lock_reads():
-                self._recovery.close()
+                self.entries_lost = self._recovery.close()
                 self._history.close()
             self._let_go_of_lock()
             self._released = True

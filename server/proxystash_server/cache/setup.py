@@ -21,12 +21,12 @@ from proxystash_server.cache.counting.statistics import StatisticsRecorder
 from proxystash_server.cache.entry.credentials import (
     KEY_VARIABLE,
     CredentialEncryptor,
-    create_key_file,
     is_damaged_check,
     read_key_file,
 )
 from proxystash_server.cache.entry.entry import Clock
 from proxystash_server.cache.errors import EncryptionKeyError, TierError
+from proxystash_server.cache.key_file import KeyFile
 from proxystash_server.cache.tiers.absent import AbsentTier
 from proxystash_server.cache.tiers.base import AuthorityTier, DiskTier, OnCorruption
 from proxystash_server.cache.tiers.jsonl.tier import JsonlCacheTier
@@ -35,11 +35,12 @@ from proxystash_server.cache.tiers.sqlite.tier import SQLiteCacheTier
 L2_DATABASE = "l2.db"
 
 
-def unlock(config: CacheConfig) -> tuple[CredentialEncryptor, Callable[[], None]]:
-    """The encryptor for the configured key, proven against what is on disk, and what keeps its file in place.
+def unlock(config: CacheConfig) -> tuple[CredentialEncryptor, KeyFile | None]:
+    """The encryptor for the key, proven against what is on disk, and the key's file, unless it is configured.
 
-    The key is the configured one, else that of the key file, else a new one, which goes to the key file.
-    Raises EncryptionKeyError, having changed nothing, if the stores were sealed under another key.
+    The key is the configured one, else that of the key file, else a new one, which is in no file yet.
+    Changes nothing. Raises EncryptionKeyError if the stores were sealed under another key, and
+    StoreFormatError if one is not ours or too new.
     """
     path = key_file(config)
     keys, origin = find_keys(config)
@@ -69,13 +70,7 @@ def unlock(config: CacheConfig) -> tuple[CredentialEncryptor, Callable[[], None]
             "rotate-key is unfinished"
         )
 
-    def keep_key_file() -> None:
-        # What is sealed must not outlive its key, even where the directory was deleted under a running cache.
-        if config.encryption_key is None and not path.exists():
-            create_key_file(path, encryptor.key)
-
-    keep_key_file()
-    return encryptor, keep_key_file
+    return encryptor, KeyFile(path, encryptor.key) if config.encryption_key is None else None
 
 
 def key_file(config: CacheConfig) -> Path:

@@ -32,6 +32,11 @@ _CHUNK: Final = 1000
 _REMEDY: Final = "Make it readable, or move it away to go on without what it has"
 
 
+def journal_format(name: str) -> RecordFormat:
+    """What the file of a journal is."""
+    return RecordFormat(name, FORMAT_VERSION, _REMEDY)
+
+
 class Journal:
     """The file, and what is on its way into it. Thread-safe.
 
@@ -57,7 +62,7 @@ class Journal:
         self.path = path
         # Raises OSError where the path may not be made.
         self._check_store = check_store
-        self._format = RecordFormat(format_name, FORMAT_VERSION, _REMEDY)
+        self._format = journal_format(format_name)
         self.timeline = Timeline(clocks)
         self._snapshot = snapshot
         self._sync = sync

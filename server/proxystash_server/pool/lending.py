@@ -43,6 +43,7 @@ from proxystash_server.pool.requests import (
 from proxystash_server.pool.timers import Timer, Timers
 from proxystash_server.pool.waiting import MAX_WAITING, Deliver, Ticket, WaitingLine
 
+LEASES_FILE: Final = "leases.jsonl"
 LEASES_FORMAT: Final = "proxystash-leases"
 # Candidates by policy.
 _BALANCED_DRAWS: Final = 3
@@ -103,7 +104,7 @@ class Lending:
         self._counts: Counter[str] = Counter()
         self._closing = False
         self._journal = Journal(
-            directory / "leases.jsonl", LEASES_FORMAT, clocks, self._lease_records, check_store, sync=sync
+            directory / LEASES_FILE, LEASES_FORMAT, clocks, self._lease_records, check_store, sync=sync
         )
         self._sequence = clocks.wall()
 

@@ -34,8 +34,8 @@ from proxystash_server.pool.health import (
     Standing,
 )
 from proxystash_server.pool.index import ABSENT
-from proxystash_server.pool.journal import Journal
-from proxystash_server.pool.lending import FollowUp, Lending
+from proxystash_server.pool.journal import Journal, journal_format
+from proxystash_server.pool.lending import LEASES_FILE, LEASES_FORMAT, FollowUp, Lending
 from proxystash_server.pool.records import session_record
 from proxystash_server.pool.requests import (
     AcquireRequest,
@@ -58,6 +58,7 @@ from proxystash_server.pool.waiting import Deliver, Ticket
 
 logger = logging.getLogger(__name__)
 
+EVIDENCE_FILE: Final = "evidence.jsonl"
 EVIDENCE_FORMAT: Final = "proxystash-evidence"
 # How often an entry that has gone meanwhile is made up for by another.
 _DRAWS: Final = 3
@@ -67,6 +68,12 @@ _MAINTENANCE_SECONDS: Final = 1.0
 _RELOAD_SECONDS: Final = 1.0
 # Failures and successes that the cache could not be told of, for later.
 _MOST_OWED: Final = 10_000
+
+
+def check_journals(directory: Path) -> None:
+    """Raise StoreError for a journal that must not be opened; changes nothing."""
+    for name, format_name in ((LEASES_FILE, LEASES_FORMAT), (EVIDENCE_FILE, EVIDENCE_FORMAT)):
+        journal_format(format_name).check(directory / name)
 
 
 class Pool(Lending):
@@ -116,7 +123,7 @@ class Pool(Lending):
         self._reload = True
         self._warned_of_cohorts = False
         self._evidence = Journal(
-            directory / "evidence.jsonl",
+            directory / EVIDENCE_FILE,
             EVIDENCE_FORMAT,
             clocks,
             self._evidence_records,

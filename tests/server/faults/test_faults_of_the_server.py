@@ -16,6 +16,7 @@ from tests.support.rpc import DEADLINE, open_channel
 from tests.support.server import ServerProcess, running_server, start_and_fail
 
 LOST = "the data directory is lost: nothing is written to disk until it is back in its place"
+ENTRIES_LOST = "entries that no disk could take are lost with the memory they were kept in"
 BULK = {f"filler-{number}": "x" * 250 for number in range(16)}
 TIERS: dict[str, int] = {"l2": pb.TIER_L2, "l3": pb.TIER_L3}
 
@@ -134,7 +135,8 @@ def test_a_data_directory_moved_away_under_the_server(tmp_path: Path) -> None:
         assert client.put("later", "first") == [pb.TIER_L1]
         with running_server(data) as second, client_of(second) as other:
             other.put("other", "second")
-            server.stop()
+            assert server.stop() == 1
+            assert server.wait_for_log(ENTRIES_LOST)["entries"] == 1
             other.check()
             second.kill()
             expected = other.expected

@@ -28,6 +28,7 @@ from proxystash_server.cache.config import CacheTierType
 from proxystash_server.cache.entry.entry import CacheEntry
 from proxystash_server.cache.errors import StoreError, TierError, tier_error
 from proxystash_server.cache.ground.killpoints import kill_point
+from proxystash_server.cache.key_file import KeyFile
 from proxystash_server.cache.store_lock import StoreLock
 from proxystash_server.cache.tiers.base import Write, evicted_by
 from proxystash_server.cache.tiers.memory import MemoryCacheTier
@@ -46,7 +47,7 @@ class Recovery:
         changes: Changes,
         reads: Reads,
         lock: StoreLock,
-        keep_key_file: Callable[[], None],
+        key_file: KeyFile | None,
     ) -> None:
         self._authority = authority
         self._missed: MissedChanges = authority.missed
@@ -55,7 +56,7 @@ class Recovery:
         self._changes = changes
         self._reads = reads
         self._lock = lock
-        self._keep_key_file = keep_key_file
+        self._key_file = key_file
         self._is_store_lost = False
         # What L2 said of itself when it was opened, until L3 could be asked whether that holds.
         self._sealed_at: int | None = None
@@ -111,11 +112,20 @@ class Recovery:
         if self._authority.enabled and not (self._authority.guard.is_open and self._catch_up()):
             self._save_what_is_unsaved()
 
-    def close(self) -> None:
-        """Close everything, with L2 sealed if it holds what it should. Everything is locked."""
+    def close(self) -> int:
+        """Close everything, with L2 sealed if it holds what it should; how many entries are lost by that.
+
+        Those were kept in memory alone, since nobody could write them down. Everything is locked.
+        """
         authority, cache = self._authority, self._cache
+        lost = len(self._missed.unsaved_keys())
+        if lost:
+            logger.critical(
+                "entries that no disk could take are lost with the memory they were kept in",
+                extra={"entries": lost},
+            )
         if authority.enabled and self._has_store():
-            self._keep_key_file()
+            self._look_after_key()
             version = max(authority.tier.last_version, self._missed.last_version)
             if not self._matched:
                 # L3 was never there to be asked: what L2 was still goes for it, and what came since.
@@ -123,6 +133,7 @@ class Recovery:
             if cache.works and not cache.doubted and (self._matched or self._sealed_at is not None):
                 cache.guard.write(cache.tier.seal, version)
         self._close_tiers()
+        return lost
 
     def _close_tiers(self) -> None:
         for guard in self._reads.guards:
@@ -146,7 +157,7 @@ class Recovery:
         """Probe what is skipped, bring up to date what is behind, and let the tiers do their upkeep."""
         if not self._authority.enabled or not self._has_store():
             return
-        self._keep_key_file()
+        self._look_after_key()
         guard = self._authority.guard
         if guard.enabled and guard.breaker.begin_probe():
             self._probe(guard, self._recover_authority)
@@ -173,6 +184,10 @@ class Recovery:
             guard.breaker.end_probe(recovered)
         if recovered:
             logger.info("tier recovered", extra=guard.describe())
+
+    def _look_after_key(self) -> None:
+        if self._key_file is not None:
+            self._key_file.look_after()
 
     def _has_store(self) -> bool:
         """Whether the data directory is still the one that is locked; if not, the disk tiers are given up."""
@@ -201,7 +216,8 @@ class Recovery:
                 self._lock.check_database()
         except OSError as error:
             raise tier_error(error) from error
-        self._keep_key_file()
+        if self._key_file is not None:
+            self._key_file.keep()
         guard.tier.open()
         guard.tier.probe()
         self._changes.continue_after(guard.tier.last_version)

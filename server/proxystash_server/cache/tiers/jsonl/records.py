@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +35,18 @@ class RecordFormat(NamedTuple):
         except OSError as error:
             raise StoreError(f"{path} cannot be read: {error.strerror}. {self.remedy}") from None
 
+    def check(self, path: Path) -> None:
+        """Raise StoreError for a file that cannot be read, is of another kind, or newer; changes nothing."""
+        with self.reading(path), suppress(FileNotFoundError, *UNREADABLE), path.open("rb") as file:
+            self._check(decode_line(file.readline()), path)
+
+    def _check(self, record: Record, path: Path) -> None:
+        if record["op"] == "header" and (record["format"] != self.name or record["version"] > self.version):
+            raise StoreFormatError(
+                f"{path} has format {record['format']} {record['version']}; this release reads {self.name} "
+                f"up to {self.version}. Use a newer release"
+            )
+
     def read(self, log: LogFile, take: Callable[[Record, int, int], object]) -> int:
         """Hand over every record, the header too, with where its line begins and how long it is.
 
@@ -48,13 +60,7 @@ class RecordFormat(NamedTuple):
                 continue
             try:
                 record = decode_line(line)
-                if record["op"] == "header" and (
-                    record["format"] != self.name or record["version"] > self.version
-                ):
-                    raise StoreFormatError(
-                        f"{log.path} has format {record['format']} {record['version']}; this release reads "
-                        f"{self.name} up to {self.version}. Use a newer release"
-                    )
+                self._check(record, log.path)
                 take(record, offset, len(line))
             except UNREADABLE:
                 damaged += 1

@@ -371,7 +371,10 @@ class Database:
             return False
 
     def read_meta_offline(self, name: str) -> object:
-        """One value of the meta table of a file that is not open, changing nothing; None if there is none."""
+        """One value of the meta table of a file that is not open, changing nothing; None if there is none.
+
+        Raises TierError, and StoreFormatError if the file is not ours or too new.
+        """
         with translated():
             if not self.path.exists():
                 return None
@@ -382,6 +385,7 @@ class Database:
             had_shared = shared.exists()
             connection = sqlite3.connect(uri, uri=True)
             try:
+                format_of(self.path, connection)
                 row = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
             finally:
                 connection.close()
