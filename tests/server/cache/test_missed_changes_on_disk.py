@@ -85,7 +85,7 @@ def test_a_flipped_bit_costs_its_line_alone_and_the_file_is_kept_in_the_end(
 ) -> None:
     write_changes(open_journal())
     data = path.read_bytes()
-    for place in range(len(data) - 1):
+    for place in range(len(data)):
         directory = tmp_path / str(place)
         directory.mkdir()
         flipped = directory / path.name

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from proxystash_server.cache.errors import StoreError, StoreFormatError
 from proxystash_server.cache.ground.parsing import UNREADABLE
-from proxystash_server.cache.tiers.jsonl.line import decode_line, encode_body, finish_line
+from proxystash_server.cache.tiers.jsonl.line import decode_line, encode_body, finish_line, is_sound
 from proxystash_server.cache.tiers.jsonl.log import LogFile
 
 Record = dict[str, Any]
@@ -55,8 +55,9 @@ class RecordFormat(NamedTuple):
         """
         damaged = 0
         for offset, line in log.lines():
-            # What is cut short was so by the end of the process, and nobody was answered.
-            if not line.endswith(b"\n"):
+            # What is cut short was so by the end of the process, and nobody was answered. A line whose end alone
+            # is another byte was not: that is damaged.
+            if not (line.endswith(b"\n") or is_sound(line[:-1] + b"\n")):
                 continue
             try:
                 record = decode_line(line)
