@@ -428,6 +428,8 @@ def test_a_child_keeps_nobody_out_once_its_parent_is_gone_but_stays_out_itself(t
         assert parent.stdin is not None
         assert parent.stdout.readline() == "child\n"
         parent.kill()
+        # It has the lock until it has ended, not until it was told to.
+        parent.wait(60)
         with CacheManager(config_of(tmp_path), background=False) as manager:
             assert manager.get("a") is not None
         parent.stdin.close()
