@@ -55,8 +55,8 @@ class RecordFormat(NamedTuple):
         """
         damaged = 0
         for offset, line in log.lines():
-            # What is cut short was so by the end of the process, and nobody was answered. A line whose end alone
-            # is another byte was not: that is damaged.
+            # What is cut short was so by the end of the process, and nobody was answered. A line whose
+            # end alone is another byte was not: that is damaged.
             if not (line.endswith(b"\n") or is_sound(line[:-1] + b"\n")):
                 continue
             try:
