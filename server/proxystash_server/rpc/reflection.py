@@ -1,4 +1,7 @@
-"""Server reflection whose sessions hold no thread, and of which there is always room for one more."""
+"""Server reflection whose sessions hold no thread, and of which there is always room for one more.
+
+It is offered as v1 and as v1alpha, which differ in their names alone: a message of both is the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any, Final, cast
 
 import grpc
 import structlog
-from google.protobuf import descriptor_pool
+from google.protobuf import descriptor_pool, text_format
 from google.protobuf.descriptor import Descriptor, FileDescriptor
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto
 from google.protobuf.message import DecodeError
@@ -35,6 +38,9 @@ _IDLE: Final = Failure(
     f"more than {MOST_SESSIONS} reflection sessions are open, and this one was idle the longest",
 )
 
+_ALPHA: Final = "v1alpha"
+_V1_NAME: Final = reflection.SERVICE_NAME.replace(_ALPHA, "v1")
+
 _log = structlog.stdlib.get_logger(__name__)
 
 # What errors carry: a tool that does not know these types asks for them.
@@ -49,7 +55,9 @@ class ReflectionSessions:
 
     def __init__(self, services: Iterable[str]) -> None:
         names = (*services, reflection.SERVICE_NAME)
-        self._servicer = reflection.ReflectionServicer(names, pool=_pool_with_json_names((*names, *_DETAILS)))
+        pool = _pool_with_json_names((*names, *_DETAILS))
+        pool.AddSerializedFile(_v1_file(pool.FindFileContainingSymbol(reflection.SERVICE_NAME)))
+        self._servicer = reflection.ReflectionServicer((*names, _V1_NAME), pool=pool)
         self._workers = WorkerPool(1, "reflection")
         self._lock = threading.Lock()
         # Least recently used first.
@@ -62,7 +70,10 @@ class ReflectionSessions:
             "ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(self._open)
         }
         server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(reflection.SERVICE_NAME, handlers),)
+            [
+                grpc.method_handlers_generic_handler(name, handlers)
+                for name in (reflection.SERVICE_NAME, _V1_NAME)
+            ]
         )
 
     def end_all(self) -> None:
@@ -146,6 +157,14 @@ def _pool_with_json_names(symbols: Iterable[str]) -> descriptor_pool.DescriptorP
     for symbol in symbols:
         add(descriptor_pool.Default().FindFileContainingSymbol(symbol))
     return pool
+
+
+def _v1_file(alpha: FileDescriptor) -> bytes:
+    """The serialized file of v1, for which grpcio has no stubs, made of that of v1alpha."""
+    proto = FileDescriptorProto()
+    alpha.CopyToProto(proto)
+    text = text_format.MessageToString(proto).replace(_ALPHA, "v1")
+    return text_format.Parse(text, FileDescriptorProto()).SerializeToString()
 
 
 def _set_json_names(message: DescriptorProto, descriptor: Descriptor) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
@@ -108,6 +109,7 @@ def test_reflection_describes_what_the_server_offers(channel: grpc.Channel) -> N
     assert set(database.get_services()) == {
         SERVICE,
         "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
     }
     described = database.FindFileContainingSymbol(SERVICE)
@@ -115,6 +117,31 @@ def test_reflection_describes_what_the_server_offers(channel: grpc.Channel) -> N
     assert {method.name for method in described.service[0].method} == set(
         pb.DESCRIPTOR.services_by_name["CacheService"].methods_by_name
     )
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+def test_each_version_of_reflection_answers_and_describes_itself(channel: grpc.Channel, version: str) -> None:
+    name = f"grpc.reflection.{version}.ServerReflection"
+    call = channel.stream_stream(
+        f"/{name}/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    asked = [
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol) for symbol in (name, SERVICE)
+    ]
+
+    described, offered = [
+        FileDescriptorProto.FromString(answer.file_descriptor_response.file_descriptor_proto[0])
+        for answer in call(iter(asked), timeout=DEADLINE)
+    ]
+
+    assert (described.name, described.package) == (
+        f"grpc_reflection/{version}/reflection.proto",
+        f"grpc.reflection.{version}",
+    )
+    assert described.service[0].method[0].input_type == f".grpc.reflection.{version}.ServerReflectionRequest"
+    assert offered.package == "proxystash.v1"
 
 
 Session = Iterator[reflection_pb2.ServerReflectionResponse]
