@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
 
 from proxystash import Client, RetryPolicy
 from tests.support.server import ServerProcess, running_server
@@ -15,10 +14,6 @@ from tests.support.server import ServerProcess, running_server
 from .blocking import BlockingAsyncClient
 from .fake_service import FakeService, serving
 from .reading import Write
-
-# How long an example takes says nothing here.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
 
 AnyClient = Client | BlockingAsyncClient
 Connect = Callable[..., AnyClient]
