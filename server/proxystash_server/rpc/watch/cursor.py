@@ -222,8 +222,6 @@ class Cursor:
         So what is deleted is not brought back. An entry that is later than the place is noted: the changes
         that lead to it are left out when their turn comes.
         """
-        # Where a change is missing already, the entries would be for nothing.
-        self._history.read(self._id, self._place, 0)
         selection = self._view.selection
         entries, self._after = self._engine.scan_entries(after, EXISTING_PAGE, selection.entry_filter)
         parts: list[bytes] = []
