@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
+from proxystash.cli.failures import CANNOT_WRITE, discard_output
 from proxystash_server import __version__
 from proxystash_server.proxywhirl_import.command import import_proxywhirl
 from proxystash_server.settings import (
@@ -51,7 +52,17 @@ Config = Annotated[
 def main() -> None:
     """Run the command line."""
     open_standard_files()
-    app(prog_name="proxystash-server")
+    try:
+        try:
+            app(prog_name="proxystash-server")
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        discard_output()
+        print(f"proxystash-server: cannot write the output: {error.strerror}", file=sys.stderr)  # noqa: T201 - the command's own voice
+        sys.exit(1)
 
 
 def open_standard_files() -> None:

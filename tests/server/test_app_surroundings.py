@@ -113,6 +113,26 @@ def test_what_a_command_complains_of_is_no_output_where_standard_error_is_closed
     assert (result.returncode, result.stdout) == (2, b"")
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["settings"], ["check"]], ids=" ".join)
+def test_a_full_disk_behind_the_output_of_a_command_is_one_line(tmp_path: Path, arguments: list[str]) -> None:
+    if arguments == ["check"]:
+        with running_server(tmp_path):
+            pass
+        arguments = ["check", "--data-dir", str(tmp_path)]
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "proxystash_server", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=DEADLINE,
+        )
+
+    assert result.stderr == "proxystash-server: cannot write the output: No space left on device\n"
+    assert result.returncode == 1
+
+
 def test_the_end_of_a_terminal_does_not_end_it(tmp_path: Path) -> None:
     with running_server(tmp_path) as server, open_channel(server.target) as channel:
         server.process.send_signal(signal.SIGHUP)

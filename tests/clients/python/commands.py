@@ -65,9 +65,10 @@ class Commands:
         """
         controller, terminal = pty.openpty()
         try:
+            # The shell opens it as the terminal of its session, whose Ctrl-C is a signal.
+            opened = ["/bin/sh", "-c", 'exec "$@" <"$0"', os.ttyname(terminal)]
             process = subprocess.Popen(
-                [PROGRAM, *arguments],
-                stdin=terminal,
+                [*opened, PROGRAM, *arguments],
                 stdout=terminal,
                 stderr=terminal,
                 env=environment({"PROXYSTASH_TARGET": self.target, **(env or {})}),

@@ -602,6 +602,30 @@ def test_ctrl_c_in_the_midst_of_warm_says_how_far_it_came(
     assert err == "proxystash: interrupted; 1,000 were loaded, and loading them again does no harm\n"
 
 
+CTRL_C, CTRL_D = "\x03", "\x04"
+
+
+@pytest.mark.parametrize(("key", "code"), [(CTRL_C, 130), (CTRL_D, 1)])
+@pytest.mark.parametrize(
+    ("arguments", "prompt"),
+    [
+        (["clear"], "Remove all 1 proxy from "),
+        (["delete", "--source", ""], "Remove 1 proxy?"),
+        (["put", "http://192.0.2.2:80", "--username", "ann"], "Password (empty for none): "),
+    ],
+)
+def test_a_question_that_is_left_changes_nothing(
+    run: Commands, client: Client, arguments: list[str], prompt: str, key: str, code: int
+) -> None:
+    client.put(CacheEntry("http://192.0.2.1:80"))
+
+    left, shown = run.on_terminal(*arguments, prompt=prompt, answer=key)
+
+    assert left == code
+    assert shown.endswith("\r\nproxystash: nothing was changed\r\n")
+    assert [entry.proxy_url for entry in client.list()] == ["http://192.0.2.1:80"]
+
+
 def test_warm_says_how_many_it_kept(run: Commands, client: Client) -> None:
     client.put(CacheEntry("http://192.0.2.1:80", source="before"))
     lines = "http://192.0.2.1:80\nhttp://192.0.2.2:80\n"
@@ -616,7 +640,7 @@ def test_warm_says_how_many_it_kept(run: Commands, client: Client) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["list"], ["list", "--json"], ["count"], ["stats"], ["stats", "--json"], ["--help"]],
+    [["list"], ["list", "--json"], ["count"], ["stats"], ["stats", "--json"], ["--help"], ["--version"]],
     ids=" ".join,
 )
 def test_a_full_disk_behind_any_output_is_one_line(

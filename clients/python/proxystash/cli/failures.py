@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
+from typing import Final
 
 import typer
 
@@ -47,7 +48,7 @@ _MEANINGS = {
 
 
 # What happens to whoever writes, and to nobody else.
-_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+CANNOT_WRITE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def exit_codes_help() -> str:
@@ -101,11 +102,17 @@ def failing_in_one_line() -> Iterator[None]:
         raise typer.Exit(code) from None
     except KeyboardInterrupt:
         raise typer.Exit(ExitCode.INTERRUPTED) from None
+    except typer.Abort as error:
+        # A question that was left with Ctrl-C, or with the end of the input.
+        typer.echo(err=True)
+        report("nothing was changed")
+        was_interrupted = isinstance(error.__context__, KeyboardInterrupt)
+        raise typer.Exit(ExitCode.INTERRUPTED if was_interrupted else ExitCode.NOT_DONE) from None
     except BrokenPipeError:
         discard_output()
         raise typer.Exit(ExitCode.PIPE_CLOSED) from None
     except OSError as error:
-        if error.errno not in _CANNOT_WRITE:
+        if error.errno not in CANNOT_WRITE:
             raise
         discard_output()
         report(f"cannot write the output: {error.strerror}")

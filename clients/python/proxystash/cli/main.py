@@ -38,7 +38,9 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # as above
-        return super().parse_args(ctx, _behind_the_command(args))
+        # Writes the help, too.
+        with failing_in_one_line():
+            return super().parse_args(ctx, _behind_the_command(args))
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]  # as above
         return list(self.commands)
@@ -140,9 +142,9 @@ def main() -> None:
     except _ParserError as error:
         report(_describe(error))
         code = ExitCode.USAGE
-    except typer.Abort as error:
-        # Ctrl-C, or a question that was answered with no.
-        code = ExitCode.INTERRUPTED if isinstance(error.__cause__, KeyboardInterrupt) else ExitCode.NOT_DONE
+    except typer.Abort:
+        # Ctrl-C before there was a command.
+        code = ExitCode.INTERRUPTED
     sys.exit(code if isinstance(code, int) else ExitCode.OK)
 
 
