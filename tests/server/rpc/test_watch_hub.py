@@ -35,9 +35,9 @@ class Hub:
             manager, self.sender, max_watchers=5, history_size=HISTORY, clock=lambda: self.now
         )
 
-    def watch(self, *, reading: bool = True, existing: bool = False, **filters: Any) -> Call:
+    def watch(self, *kinds: int, reading: bool = True, existing: bool = False, **filters: Any) -> Call:
         call = FakeCall(pb.WatchResponse, reading=reading)
-        selection = Selection(EntryFilter(**filters), frozenset(), True, False)
+        selection = Selection(EntryFilter(**filters), frozenset(kinds), True, False)
         self.hub.watch(Watch(selection, existing, None, INTERVAL), call)
         return call
 
@@ -137,6 +137,15 @@ def test_equal_watches_share_what_is_made_for_them(hub: Hub, monkeypatch: pytest
     hub.put("a", "b")
     assert [keys_of(call) for call in calls] == [["a", "b"]] * 3 + [["a", "b"]] * 2
     assert made == ["a", "b"]
+
+
+def test_watches_of_other_kinds_of_changes_are_told_each_its_own(hub: Hub) -> None:
+    every, deleted = hub.watch(), hub.watch(pb.CHANGE_KIND_DELETED)
+    hub.run()
+    hub.put("a", "b")
+    hub.manager.delete("a")
+    hub.run()
+    assert (keys_of(every), keys_of(deleted)) == (["a", "b", "a"], ["a"])
 
 
 def test_no_more_watches_than_are_allowed(hub: Hub) -> None:
