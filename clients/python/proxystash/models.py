@@ -209,7 +209,10 @@ class LatencySummary:
 
 @dataclass(frozen=True, slots=True)
 class TierStatistics:
-    """One tier's share of a snapshot; `max_entries` 0 means unlimited."""
+    """One tier's share of a snapshot; `max_entries` 0 means unlimited.
+
+    `log_bytes` is the size of a database's write-ahead log.
+    """
 
     tier: Tier
     backend: str
@@ -226,6 +229,7 @@ class TierStatistics:
     errors: int
     read_latency: LatencySummary
     write_latency: LatencySummary
+    log_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -486,6 +486,7 @@ class CacheManager:
                 state=states[tier.tier_type],
                 entries=sizes[tier.tier_type],
                 max_entries=tier.config.max_entries or 0,
+                log_bytes=tier.log_bytes,
             )
             for tier in (self._l1, self._l2, self._l3)
         }

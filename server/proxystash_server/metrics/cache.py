@@ -79,6 +79,9 @@ def _tier_metrics(tiers: dict[CacheTierType, TierStatistics]) -> Iterator[Metric
     most = GaugeMetricFamily(
         "proxystash_tier_max_entries", "Entries that a tier may hold; 0: no bound.", labels=["tier"]
     )
+    log = GaugeMetricFamily(
+        "proxystash_tier_log_bytes", "Size of a database's write-ahead log.", labels=["tier"]
+    )
     lookups = CounterMetricFamily(
         "proxystash_tier_lookups", "Lookups that reached a tier.", labels=["tier", "result"]
     )
@@ -96,6 +99,7 @@ def _tier_metrics(tiers: dict[CacheTierType, TierStatistics]) -> Iterator[Metric
             state.add_metric([name, each], float(tier.state is each))
         entries.add_metric([name], tier.entries)
         most.add_metric([name], tier.max_entries)
+        log.add_metric([name], tier.log_bytes)
         lookups.add_metric([name, "hit"], tier.hits)
         lookups.add_metric([name, "miss"], tier.misses)
         for cause in _CAUSES:
@@ -105,4 +109,4 @@ def _tier_metrics(tiers: dict[CacheTierType, TierStatistics]) -> Iterator[Metric
             summary = getattr(tier, f"{operation}_latency")
             for quantile, field in _QUANTILES:
                 latency.add_metric([name, operation, quantile], getattr(summary, field) / 1e6)
-    yield from (state, entries, most, lookups, evictions, errors, latency)
+    yield from (state, entries, most, log, lookups, evictions, errors, latency)

@@ -273,6 +273,7 @@ def _tier_message(tier: pb.Tier.ValueType, statistics: TierStatistics) -> pb.Tie
         errors=statistics.errors,
         read_latency=latency_message(statistics.read_latency),
         write_latency=latency_message(statistics.write_latency),
+        log_bytes=statistics.log_bytes,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,32 @@ def test_a_reader_does_not_stop_maintenance_and_goes_on_to_see_what_it_saw(
     tier.maintain()
     _fill(tier, 2000, 2001)
     assert _log_bytes(path) <= _LIMIT
+
+
+def test_a_log_that_a_reader_keeps_growing_is_told_of_each_time_it_has_doubled(
+    open_tier: OpenTier, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(database, "_LOG_LIMIT_BYTES", _LIMIT)
+    tier = open_tier()
+    assert tier.log_bytes == _log_bytes(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM entries").fetchone()
+        for start in range(0, 4000, 100):
+            _fill(tier, start, start + 100)
+            tier.maintain()
+        held = tier.log_bytes
+        told = [record.log_bytes for record in caplog.records]  # type: ignore[attr-defined]  # its extra
+    assert held > 16 * _LIMIT
+    assert told[0] >= 2 * _LIMIT
+    assert all(later >= 2 * earlier for earlier, later in pairwise(told))
+    assert 2 * told[-1] > held
+
+    tier.maintain()
+    _fill(tier, 4000, 4001)
+    assert tier.log_bytes <= _LIMIT
+    tier.maintain()
+    assert len(caplog.records) == len(told)
 
 
 def test_lookups_do_not_keep_the_log_from_starting_over(

@@ -188,6 +188,7 @@ def statistics_record(statistics: CacheStatistics) -> dict[str, object]:
                 "errors": tier.errors,
                 "read_latency": _latency_record(tier.read_latency),
                 "write_latency": _latency_record(tier.write_latency),
+                "log_bytes": tier.log_bytes,
             }
             for tier in statistics.tiers
         ],

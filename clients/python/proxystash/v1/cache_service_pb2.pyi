@@ -1362,6 +1362,7 @@ class TierStatistics(_message.Message):
     ERRORS_FIELD_NUMBER: _builtins.int
     READ_LATENCY_FIELD_NUMBER: _builtins.int
     WRITE_LATENCY_FIELD_NUMBER: _builtins.int
+    LOG_BYTES_FIELD_NUMBER: _builtins.int
     tier: Global___Tier.ValueType
     backend: _builtins.str
     """memory, jsonl or sqlite."""
@@ -1378,6 +1379,10 @@ class TierStatistics(_message.Message):
     evictions_corruption: _builtins.int
     errors: _builtins.int
     """Failed operations of this tier."""
+    log_bytes: _builtins.int
+    """Size of a database's write-ahead log; 0 for other backends. It grows past some 16 MB only while another program
+    keeps a transaction on the database open.
+    """
     @_builtins.property
     def read_latency(self) -> Global___LatencySummary: ...
     @_builtins.property
@@ -1400,10 +1405,11 @@ class TierStatistics(_message.Message):
         errors: _builtins.int = ...,
         read_latency: Global___LatencySummary | None = ...,
         write_latency: Global___LatencySummary | None = ...,
+        log_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["read_latency", b"read_latency", "write_latency", b"write_latency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "entries", b"entries", "errors", b"errors", "evictions_capacity", b"evictions_capacity", "evictions_corruption", b"evictions_corruption", "evictions_health", b"evictions_health", "evictions_ttl", b"evictions_ttl", "hit_rate", b"hit_rate", "hits", b"hits", "max_entries", b"max_entries", "misses", b"misses", "read_latency", b"read_latency", "state", b"state", "tier", b"tier", "write_latency", b"write_latency"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "entries", b"entries", "errors", b"errors", "evictions_capacity", b"evictions_capacity", "evictions_corruption", b"evictions_corruption", "evictions_health", b"evictions_health", "evictions_ttl", b"evictions_ttl", "hit_rate", b"hit_rate", "hits", b"hits", "log_bytes", b"log_bytes", "max_entries", b"max_entries", "misses", b"misses", "read_latency", b"read_latency", "state", b"state", "tier", b"tier", "write_latency", b"write_latency"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -53,6 +53,7 @@ class TierStatistics(BaseModel):
     errors: int = 0
     read_latency: LatencySummary = LatencySummary()
     write_latency: LatencySummary = LatencySummary()
+    log_bytes: int = 0
 
     @computed_field  # type: ignore[prop-decorator]  # pydantic's documented pair of decorators
     @property
@@ -175,6 +176,7 @@ class TierFacts(NamedTuple):
     state: TierState
     entries: int
     max_entries: int
+    log_bytes: int = 0
 
 
 class StatisticsRecorder:
@@ -260,6 +262,7 @@ class StatisticsRecorder:
                     errors=counters.errors,
                     read_latency=latencies[tier][0],
                     write_latency=latencies[tier][1],
+                    log_bytes=facts[tier].log_bytes,
                 )
                 for tier, counters in self._tiers.items()
             }

@@ -141,6 +141,11 @@ class CacheTier(ABC):
     def size(self) -> int:
         """How many entries are held, without counting them."""
 
+    @property
+    def log_bytes(self) -> int:
+        """The size of a write-ahead log; 0 for a tier without one."""
+        return 0
+
     @abstractmethod
     def keys(self) -> list[str]:
         """Every key held, in no order."""

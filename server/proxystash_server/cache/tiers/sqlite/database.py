@@ -191,6 +191,7 @@ class Database:
         self._damaged = False
         # Whether its pages are still to be looked at.
         self.is_unchecked = False
+        self._warned_log_bytes = 0
         # Held for each transaction; readers never take it.
         self._lock = threading.Lock()
 
@@ -362,13 +363,32 @@ class Database:
                 length, copied = _checkpoint(connection)
         # Who comes now needs nothing from a log that was copied whole, and is in nobody's way.
         self._may_stay = length == copied
+        if self._may_stay:
+            self._warned_log_bytes = 0
+        else:
+            self._warn_of_held_log()
+
+    @property
+    def log_bytes(self) -> int:
+        """The size of the log; 0 where there is none."""
+        try:
+            return companions(self.path)[0].stat().st_size
+        except OSError:
+            return 0
 
     def _log_is_long(self) -> bool:
         # With the journal size limit, the first commit after a whole checkpoint cuts the file off there.
-        try:
-            return companions(self.path)[0].stat().st_size > _LOG_LIMIT_BYTES
-        except OSError:
-            return False
+        return self.log_bytes > _LOG_LIMIT_BYTES
+
+    def _warn_of_held_log(self) -> None:
+        size = self.log_bytes
+        # Each time that it has doubled, which is seldom however long it goes on.
+        if size >= 2 * max(self._warned_log_bytes, _LOG_LIMIT_BYTES):
+            self._warned_log_bytes = size
+            logger.warning(
+                "the log of the database grows, since another program keeps a transaction open",
+                extra={"path": str(self.path), "log_bytes": size},
+            )
 
     def read_meta_offline(self, name: str) -> object:
         """One value of the meta table of a file that is not open, changing nothing; None if there is none.

@@ -195,6 +195,10 @@ class SQLiteCacheTier(AuthorityTier):
     def size(self) -> int:
         return self._entries
 
+    @property
+    def log_bytes(self) -> int:
+        return self._database.log_bytes
+
     def keys(self) -> list[str]:
         with self._database.reader() as connection:
             return [row[0] for row in connection.execute("SELECT key FROM entries")]
