@@ -148,6 +148,19 @@ def test_watches_of_other_kinds_of_changes_are_told_each_its_own(hub: Hub) -> No
     assert (keys_of(every), keys_of(deleted)) == (["a", "b", "a"], ["a"])
 
 
+def test_what_no_longer_matches_comes_without_its_entry(hub: Hub) -> None:
+    call = hub.watch(source="one")
+    hub.run()
+    for source in ("one", "two"):
+        hub.manager.put("a", hub.manager.new_entry("http://192.0.2.1:1", key="a", source=source))
+        hub.run()
+    changes = [change for response in call.sent for change in response.changes]
+    assert [(change.kind, change.HasField("entry")) for change in changes] == [
+        (pb.CHANGE_KIND_PUT, True),
+        (pb.CHANGE_KIND_LEFT, False),
+    ]
+
+
 def test_no_more_watches_than_are_allowed(hub: Hub) -> None:
     calls = [hub.watch() for _ in range(5)]
     with pytest.raises(RequestError) as caught:
