@@ -78,8 +78,9 @@ class CacheEntry:
 
     To store one, `proxy_url` is enough; an empty `key` is derived from URL and username. `max_leases` is how
     many leases of it may be held at once, 0 for what the server is set to. `expires_at`, `last_accessed`,
-    `access_count`, `evicted_from_l1`, `version` and `credentials_omitted` (whether the answer leaves out
-    credentials that it has) are the server's to set, and ignored when given.
+    `access_count`, `evicted_from_l1` and `version` are the server's to set, and ignored when given.
+    `credentials_omitted` says that the answer leaves out credentials that it has; put again so, it keeps
+    those that are stored.
     """
 
     proxy_url: str
@@ -99,7 +100,7 @@ class CacheEntry:
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
     version: Int64 = field(default=0, metadata=SET_BY_SERVER)
     max_leases: Int32 = 0
-    credentials_omitted: bool = field(default=False, metadata=SET_BY_SERVER)
+    credentials_omitted: bool = False
 
     def url(self, *, with_credentials: bool = False) -> str:
         """The proxy URL as requests, httpx and curl take it, percent-encoded credentials in it if asked."""

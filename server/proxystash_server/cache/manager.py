@@ -511,7 +511,7 @@ class CacheManager:
         raises InvalidEntryError for any other.
         """
         self._check_open()
-        return transfer.warm_from_file(file_path, ttl_override, self.new_entry, self.put_many)
+        return transfer.warm_from_file(file_path, ttl_override, self.new_entry, self.store)
 
     def export_to_file(self, filepath: str, *, include_credentials: bool = False) -> transfer.ExportResult:
         """Write every live entry as a line of JSON that `warm_from_file` reads back."""

@@ -16,10 +16,12 @@ from pydantic import SecretStr
 from proxystash import models
 from proxystash.compiled import compile_function, field_sources, types_of
 from proxystash.files import ProxyFileError, Rejected, entry_to_json, read_proxy_file
+from proxystash_server.cache.coherence.changes import Stored
 from proxystash_server.cache.entry.entry import CacheEntry, NewEntry, to_microseconds
 from proxystash_server.cache.entry.fields import EntryArguments
 from proxystash_server.cache.entry.limits import SECOND_US, check_ttl
-from proxystash_server.cache.errors import InvalidEntryError
+from proxystash_server.cache.entry.merging import Combine, keep_credentials
+from proxystash_server.cache.errors import CacheError, InvalidEntryError
 
 logger = logging.getLogger(__name__)
 
@@ -63,11 +65,12 @@ def warm_from_file(
     file_path: str,
     ttl_override: int | None,
     new_entry: NewEntry,
-    put_many: Callable[[Sequence[CacheEntry]], Sequence[Sequence[object]]],
+    store: Callable[[Sequence[tuple[CacheEntry, Combine | None]]], Sequence[Stored | CacheError]],
 ) -> WarmResult:
     """Put every usable record of a proxy file into the cache, in batches.
 
-    `put_many` gives for each entry the tiers that took it. `ttl_override` is in seconds and counts from
+    `store` gives what became of each entry; a record whose credentials were left out keeps those that are
+    stored. `ttl_override` is in seconds and counts from
     now. A file that cannot be read as a whole is one failure. Raises InvalidEntryError for a `ttl_override`
     that no entry may have.
     """
@@ -82,11 +85,13 @@ def warm_from_file(
         )
 
     records = read_proxy_file(file_path)
-    batch: list[CacheEntry] = []
+    batch: list[tuple[CacheEntry, Combine | None]] = []
 
-    def store() -> None:
-        for entry, stored_in in zip(batch, put_many(batch), strict=True):
-            if stored_in:
+    def store_batch() -> None:
+        for (entry, _), stored in zip(batch, store(batch), strict=True):
+            if isinstance(stored, CacheError):
+                raise stored
+            if stored.stored_in:
                 result["loaded"] += 1
             else:
                 reject(Rejected(f"key {entry.key}", "no tier could store it", "failed"))
@@ -100,14 +105,15 @@ def warm_from_file(
             if ttl_override is not None:
                 record = replace(record, ttl=timedelta(seconds=ttl_override), fetch_time=None)
             try:
-                batch.append(_from_record(new_entry, record))
+                combine = keep_credentials if record.credentials_omitted else None
+                batch.append((_from_record(new_entry, record), combine))
             except InvalidEntryError as error:
                 reject(Rejected(records.place_of(record), f"{error.field}: {error}", "skipped"))
             if len(batch) == _BATCH:
-                store()
+                store_batch()
     except ProxyFileError as error:
         reject(Rejected(str(file_path), str(error), "failed"))
-    store()
+    store_batch()
     result["notices"] += [
         WarmNotice(notice=notice, records=count) for notice, count in records.notices.items()
     ]
@@ -171,6 +177,7 @@ _RECORDED: Final = field_sources(
         "password": "_plain(entry.password)",
         "ttl": "timedelta(microseconds=entry.ttl_us)",
         "labels": "dict(entry.labels)",
+        "credentials_omitted": "False",
     },
 )
 _to_record: Callable[[CacheEntry], models.CacheEntry] = compile_function(

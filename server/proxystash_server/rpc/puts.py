@@ -14,6 +14,7 @@ from proxystash_server.cache.entry.merging import (
     MERGED_FIELDS,
     Combine,
     if_absent,
+    keep_credentials,
     merge_seen,
     update_fields,
 )
@@ -30,12 +31,18 @@ def read_mode(mode: int) -> Callable[[pb.CacheEntry], Combine | None]:
     """What becomes of each entry of a request; raises RequestError."""
     match mode:
         case pb.PUT_MODE_UNSPECIFIED | pb.PUT_MODE_REPLACE:
-            return lambda _message: None
+            return _replace
         case pb.PUT_MODE_MERGE:
             return _merge
         case pb.PUT_MODE_IF_ABSENT:
             return lambda _message: if_absent
     raise invalid("mode", Reason.INVALID_MODE, f"mode has the unknown value {mode}; known: 1 to 3")
+
+
+def _replace(message: pb.CacheEntry) -> Combine | None:
+    if message.credentials_omitted and not (message.username or message.password):
+        return keep_credentials
+    return None
 
 
 def _merge(message: pb.CacheEntry) -> Combine:

@@ -602,6 +602,27 @@ def test_ctrl_c_in_the_midst_of_warm_says_how_far_it_came(
     assert err == "proxystash: interrupted; 1,000 were loaded, and loading them again does no harm\n"
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_an_export_without_credentials_that_is_warmed_again_erases_none(
+    run: Commands, client: Client, tmp_path: Path, suffix: str
+) -> None:
+    url = "http://192.0.2.1:80"
+    for entry in (
+        CacheEntry(url, username="ann", password=SECRET),
+        CacheEntry(url, key="mine", username="bob", password=SECRET, labels={"country": "DE"}),
+        CacheEntry(url, key="password-alone", password=SECRET),
+        CacheEntry("http://192.0.2.2:80", key="open"),
+    ):
+        client.put(entry)
+    before = stored_credentials(client)
+    file = tmp_path / f"proxies.{suffix}"
+    run("export", str(file))
+
+    for how in ("--replace", "--merge", "--if-absent"):
+        assert run("warm", str(file), how).code == 0
+        assert stored_credentials(client) == before
+
+
 CTRL_C, CTRL_D = "\x03", "\x04"
 
 

@@ -49,6 +49,21 @@ def test_an_export_is_read_back_as_it_was(manager: CacheManager, tmp_path: Path,
     assert manager.list_entries("", 10, ANY) == exported
 
 
+def test_an_export_without_credentials_erases_none_of_those_that_are_stored(
+    manager: CacheManager, tmp_path: Path
+) -> None:
+    put(manager, "a", username=USERNAME, password=PASSWORD)
+    put(manager, "b")
+    before = manager.list_entries("", 10, ANY)
+    path = tmp_path / "proxies.jsonl"
+    manager.export_to_file(str(path))
+    assert path.read_text().count('"credentials_omitted":true') == 1
+
+    assert manager.warm_from_file(str(path))["loaded"] == 2
+
+    assert manager.list_entries("", 10, ANY) == before
+
+
 def test_an_export_without_credentials_has_none(manager: CacheManager, tmp_path: Path) -> None:
     put(manager, "a", username=USERNAME, password=PASSWORD)
     path = tmp_path / "proxies.jsonl"

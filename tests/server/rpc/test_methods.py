@@ -307,6 +307,20 @@ class TestList:
         assert not complete.credentials_omitted
         assert (complete.username, complete.password) == ("user", "hunter2")
 
+    def test_what_is_listed_without_its_credentials_and_put_again_keeps_them(self, stub: Stub) -> None:
+        put(stub, key="own", username="user", password="hunter2")
+        (own,) = list_all(stub)
+
+        own.source = "changed"
+        stub.Put(pb.PutRequest(entry=own), timeout=DEADLINE)
+        (complete,) = list_all(stub, include_credentials=True)
+        assert (complete.source, complete.username, complete.password) == ("changed", "user", "hunter2")
+
+        own.username = "another"
+        stub.Put(pb.PutRequest(entry=own), timeout=DEADLINE)
+        (complete,) = list_all(stub, include_credentials=True)
+        assert (complete.username, complete.password) == ("another", "")
+
     def test_a_page_of_a_long_search_may_be_empty_and_leads_on(
         self, stub: Stub, monkeypatch: pytest.MonkeyPatch
     ) -> None:

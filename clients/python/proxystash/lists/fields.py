@@ -153,6 +153,10 @@ class Fields:
         self._lose(field)
         return 0
 
+    def is_set(self, field: str) -> bool:
+        """Whether a field says true; a CSV cell holds it as a word."""
+        return str(self.value(field)).lower() == "true"
+
     def health_status(self) -> HealthStatus:
         """One of the words that a health status has."""
         value = self.value("health_status")

@@ -311,7 +311,9 @@ _READ: Mapping[object, str] = {
     "expires_at": "expires_at",
     "evicted_from_l1": "False",
     "version": "0",
-    "credentials_omitted": "False",
+    "credentials_omitted": (
+        "fields.is_set('credentials_omitted') and not (address.username or address.password)"
+    ),
     str: "fields.side_text({0!r}) or ''",
     str | None: "fields.side_text({0!r})",
     datetime | None: "fields.time({0!r})",

@@ -241,8 +241,8 @@ class CacheEntry(_message.Message):
     max_leases: _builtins.int
     """How many leases of this proxy may be held at once, e.g. what its provider allows. 0: the server's setting."""
     credentials_omitted: _builtins.bool
-    """Whether it has a username or a password that this message leaves out, as List and Watch do unless asked. Set by the
-    server. A Put without them keeps what is stored under a key that was made with a username.
+    """Whether it has a username or a password that this message leaves out, as List and Watch do unless asked. An entry
+    that is put so, without either, keeps those that are stored; so does one under a key that was made with a username.
     """
     @_builtins.property
     def fetch_time(self) -> _timestamp_pb2.Timestamp:

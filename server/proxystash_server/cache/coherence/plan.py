@@ -11,7 +11,7 @@ from proxystash_server.cache.coherence.feed import Change, ChangeKind
 from proxystash_server.cache.counting.statistics import EvictionCause
 from proxystash_server.cache.entry.entry import CacheEntry, stamped, with_health
 from proxystash_server.cache.entry.limits import MAX_COUNT, check_not_expired
-from proxystash_server.cache.entry.merging import Combine, keep_credentials, may_lack_credentials
+from proxystash_server.cache.entry.merging import Combine, keep_credentials_of_key, may_lack_credentials
 from proxystash_server.cache.errors import BannedError, CacheError, CacheUnavailableError
 from proxystash_server.cache.tiers.base import PERHAPS_HELD, Held, Read, Write
 
@@ -125,7 +125,7 @@ class Plan:
             if type(request) is Put:
                 key, entry, sealed, combine = request
                 if combine is None and (key in held or key in self.writes):
-                    combine = keep_credentials if may_lack_credentials(key, entry) else None
+                    combine = keep_credentials_of_key if may_lack_credentials(key, entry) else None
                 if combine is None and not self._history.known:
                     self._put(request, entry, sealed, held, read)
                 else:

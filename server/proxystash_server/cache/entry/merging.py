@@ -35,12 +35,17 @@ def may_lack_credentials(key: str, entry: CacheEntry) -> bool:
     return key != key_of(content.proxy_url, None)
 
 
-def keep_credentials(stored: CacheEntry | None, new: CacheEntry) -> CacheEntry:
+def keep_credentials_of_key(stored: CacheEntry | None, new: CacheEntry) -> CacheEntry:
     """The new entry, which has no credentials, with the stored ones, if its key is that of their username."""
     username = None if stored is None else stored.username
-    if stored is None or username is None:
+    if username is None or key_of(new.proxy_url, username.get_secret_value()) != new.key:
         return new
-    if key_of(new.proxy_url, username.get_secret_value()) != new.key:
+    return keep_credentials(stored, new)
+
+
+def keep_credentials(stored: CacheEntry | None, new: CacheEntry) -> CacheEntry:
+    """The new entry, which has no credentials, with the stored ones, if there are any."""
+    if stored is None or (stored.username is None and stored.password is None):
         return new
     content = copy_of_content(new.content)
     _take(content, stored.content, ("username", "password", "sealed"))
