@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,3 +92,40 @@ class Commands:
             return process.wait(_SECONDS), shown.decode()
         finally:
             os.close(controller)
+
+
+class Running:
+    """A command that goes on, and the lines of JSON that it has written so far."""
+
+    def __init__(self, process: subprocess.Popen[str], out: Path) -> None:
+        self.process, self._out = process, out
+
+    def lines(self) -> list[dict[str, Any]]:
+        text = self._out.read_text()
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+    def end(self, number: signal.Signals) -> tuple[int, str]:
+        """Its exit code and standard error after a signal."""
+        self.process.send_signal(number)
+        _, err = self.process.communicate(timeout=_SECONDS)
+        return self.process.returncode, err
+
+
+@contextmanager
+def going_on(target: str, out: Path, *arguments: str) -> Iterator[Running]:
+    """A command that writes to the file `out`, killed at the end."""
+    with (
+        out.open("w") as file,
+        subprocess.Popen(
+            [PROGRAM, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment({"PROXYSTASH_TARGET": target}),
+        ) as process,
+    ):
+        try:
+            yield Running(process, out)
+        finally:
+            process.kill()

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import signal
-import subprocess
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from proxystash import CacheEntry, Client, HealthMonitoring
-from tests.clients.python.commands import PROGRAM, Commands, environment
+from tests.clients.python.commands import Commands, Running, going_on
 from tests.clients.python.feeding.site import Request, Site
 from tests.clients.python.waiting import wait_until
 
@@ -38,40 +35,9 @@ def client(target: str) -> Iterator[Client]:
         yield client
 
 
-class Running:
-    """A checker that goes on, and the checks that it has told so far."""
-
-    def __init__(self, process: subprocess.Popen[str], out: Path) -> None:
-        self.process, self._out = process, out
-
-    def checks(self) -> list[dict[str, Any]]:
-        text = self._out.read_text()
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-
-    def end(self, number: signal.Signals) -> tuple[int, str]:
-        """Its exit code and standard error after a signal."""
-        self.process.send_signal(number)
-        _, err = self.process.communicate(timeout=60)
-        return self.process.returncode, err
-
-
-@contextmanager
-def checking(target: str, out: Path, *arguments: str) -> Iterator[Running]:
-    with (
-        out.open("w") as file,
-        subprocess.Popen(
-            [PROGRAM, "check-proxies", "--json", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment({"PROXYSTASH_TARGET": target}),
-        ) as process,
-    ):
-        try:
-            yield Running(process, out)
-        finally:
-            process.kill()
+def checking(target: str, out: Path, *arguments: str) -> AbstractContextManager[Running]:
+    """A checker that goes on; a line is a check."""
+    return going_on(target, out, "check-proxies", "--json", *arguments)
 
 
 def test_what_is_said_of_each_proxy_is_the_truth(run: Commands, client: Client, site: Site) -> None:
@@ -219,9 +185,9 @@ def test_while_the_target_is_down_nobody_is_to_blame_and_nothing_is_checked(
     with running_proxies(proxy):
         client.put(CacheEntry(f"http://{proxy.location}"))
         with checking(target, tmp_path / "out", site.url("/"), "--every", "1s") as checker:
-            wait_until(lambda: len(checker.checks()) >= 1)
+            wait_until(lambda: len(checker.lines()) >= 1)
             down = True
-            wait_until(lambda: checker.checks()[-1]["outcome"] == "target_error")
+            wait_until(lambda: checker.lines()[-1]["outcome"] == "target_error")
             used = proxy.uses
             # Asked directly again and again, and not through the proxy.
             asked = len(site.headers_of("/"))
@@ -231,11 +197,11 @@ def test_while_the_target_is_down_nobody_is_to_blame_and_nothing_is_checked(
             assert health is not None
             assert health.overall.failures == 0
             down = False
-            wait_until(lambda: checker.checks()[-1]["outcome"] == "success")
+            wait_until(lambda: checker.lines()[-1]["outcome"] == "success")
             code, err = checker.end(signal.SIGTERM)
 
     assert code == 143
-    assert Counter(check["outcome"] for check in checker.checks())["target_error"] == 1
+    assert Counter(check["outcome"] for check in checker.lines())["target_error"] == 1
     assert err.splitlines() == [
         "proxystash: the URL itself does not answer (status 503); waiting for it",
         "proxystash: the URL answers again",
@@ -261,14 +227,14 @@ def test_two_checkers_share_the_work(target: str, client: Client, site: Site, tm
             checking(target, tmp_path / "one", site.url("/"), "--rate", "10") as one,
             checking(target, tmp_path / "two", site.url("/"), "--rate", "10") as two,
         ):
-            wait_until(lambda: len(one.checks()) + len(two.checks()) >= 30)
+            wait_until(lambda: len(one.lines()) + len(two.lines()) >= 30)
             assert one.end(signal.SIGTERM) == (143, "")
             assert two.end(signal.SIGTERM) == (143, "")
 
-    checked = Counter(check["proxy_url"] for checker in (one, two) for check in checker.checks())
+    checked = Counter(check["proxy_url"] for checker in (one, two) for check in checker.lines())
     assert checked == {f"http://{proxy.location}": 1 for proxy in proxies}
-    assert one.checks()
-    assert two.checks()
+    assert one.lines()
+    assert two.lines()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])

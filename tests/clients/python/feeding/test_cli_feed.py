@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import gzip
-import json
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from proxystash import CacheEntry, Client
-from tests.clients.python.commands import PROGRAM, Commands, environment
+from tests.clients.python.commands import PROGRAM, Commands, Running, environment, going_on
 from tests.clients.python.waiting import wait_until
 
 from .site import Request, Site
@@ -39,41 +37,9 @@ def stored(client: Client) -> dict[str, str]:
     return {entry.proxy_url: entry.source for entry in client.list()}
 
 
-class Running:
-    """A feed that goes on, and the lines that it has printed so far."""
-
-    def __init__(self, process: subprocess.Popen[str], out: Path) -> None:
-        self.process, self._out = process, out
-
-    def rounds(self) -> list[dict[str, Any]]:
-        text = self._out.read_text()
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-
-    def end(self, number: signal.Signals) -> tuple[int, str]:
-        """Its exit code and standard error after a signal."""
-        self.process.send_signal(number)
-        _, err = self.process.communicate(timeout=60)
-        return self.process.returncode, err
-
-
-@contextmanager
-def feeding(target: str, tmp_path: Path, *arguments: str) -> Iterator[Running]:
-    out = tmp_path / "feed.out"
-    with (
-        out.open("w") as file,
-        subprocess.Popen(
-            [PROGRAM, "feed", "--every", "1s", "--json", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment({"PROXYSTASH_TARGET": target}),
-        ) as process,
-    ):
-        try:
-            yield Running(process, out)
-        finally:
-            process.kill()
+def feeding(target: str, tmp_path: Path, *arguments: str) -> AbstractContextManager[Running]:
+    """A feed that goes on; a line is a round."""
+    return going_on(target, tmp_path / "feed.out", "feed", "--every", "1s", "--json", *arguments)
 
 
 # --- one round
@@ -287,15 +253,15 @@ def test_an_unchanged_list_is_said_to_be_so_and_a_change_is_loaded(
 
     site.answers["/list.txt"] = answer
     with feeding(target, tmp_path, site.url()) as feed:
-        wait_until(lambda: len(feed.rounds()) >= 2)
+        wait_until(lambda: len(feed.lines()) >= 2)
         version = 2
         wait_until(lambda: len(stored(client)) == 2)
-        wait_until(lambda: feed.rounds()[-1]["outcome"] == "unchanged" and len(feed.rounds()) >= 4)
-        outcomes = [one["outcome"] for one in feed.rounds()]
+        wait_until(lambda: feed.lines()[-1]["outcome"] == "unchanged" and len(feed.lines()) >= 4)
+        outcomes = [one["outcome"] for one in feed.lines()]
         assert outcomes[0] == "loaded"
         assert outcomes[1] == "unchanged"
         assert outcomes.count("loaded") == 2
-        assert all(0.9 <= one["next_in_seconds"] <= 1.1 for one in feed.rounds())
+        assert all(0.9 <= one["next_in_seconds"] <= 1.1 for one in feed.lines())
         assert feed.end(signal.SIGTERM) == (143, "")
 
 
@@ -311,9 +277,9 @@ def test_a_source_that_never_answers_holds_up_nobody(
     site.answers["/never"] = never
     site.serves(b"192.0.2.1:80\n")
     with feeding(target, tmp_path, site.url("/never"), site.url()) as feed:
-        wait_until(lambda: len(feed.rounds()) >= 3)
+        wait_until(lambda: len(feed.lines()) >= 3)
         assert asked
-        assert {one["source"] for one in feed.rounds()} == {site.url()}
+        assert {one["source"] for one in feed.lines()} == {site.url()}
         # In the middle of a fetch.
         assert feed.end(signal.SIGINT) == (130, "")
 
@@ -321,8 +287,8 @@ def test_a_source_that_never_answers_holds_up_nobody(
 def test_a_feed_outlives_an_outage_of_its_server_and_can_be_stopped_in_it(site: Site, tmp_path: Path) -> None:
     site.serves(b"192.0.2.1:80\n")
     with feeding(NOBODY, tmp_path, "--timeout", "0.2", site.url()) as feed:
-        wait_until(lambda: len(feed.rounds()) >= 2)
-        assert {one["outcome"] for one in feed.rounds()} == {"failed"}
+        wait_until(lambda: len(feed.lines()) >= 2)
+        assert {one["outcome"] for one in feed.lines()} == {"failed"}
         assert feed.end(signal.SIGTERM) == (143, "")
     with feeding(NOBODY, tmp_path, "--timeout", "1000", site.url()) as feed:
         # In the middle of a load that waits for the server.
