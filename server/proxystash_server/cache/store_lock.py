@@ -46,6 +46,7 @@ class StoreLock:
         self._file = _LockedPath(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
         self._database_directory = _LockedPath(config.l3_database_path.parent, os.O_RDONLY | os.O_DIRECTORY)
         self._has_database = config.l3_config.enabled and len(self.keys) > 1
+        self._database_was_opened = False
         self._checking = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -118,10 +119,19 @@ class StoreLock:
                 self.tell(self._purpose)
 
     def check_database(self) -> None:
-        """The same of the directory of L3's database."""
+        """The same of the directory of L3's database; one that nothing was opened in may be another by now.
+
+        That is so where L3 was out of reach from the start on, as behind a file system mounted over it.
+        """
         if self._has_database:
             with self._checking:
+                if not self._database_was_opened and not self._database_directory.is_in_place:
+                    self._database_directory.close()
                 self._keep(self._database_directory, 0o777)
+
+    def note_database(self) -> None:
+        """Take down that L3's database has been opened where the lock is."""
+        self._database_was_opened = True
 
     def _keep(self, directory: _LockedPath, mode: int) -> None:
         if directory.is_in_place:

@@ -333,7 +333,8 @@ def test_the_names_of_new_directories_are_synced_before_the_first_acknowledgemen
         for call in made
         if Call("sync", str(Path(call.path).parent)) not in start[start.index(call) :]
     }
-    assert not unsynced
+    # L2 is a cache, and may be lost as a whole.
+    assert unsynced <= {str(tmp_path / "data" / "l2")}
 
 
 @pytest.mark.parametrize("l2_backend", L2BackendType)

@@ -220,6 +220,8 @@ class Recovery:
             self._key_file.keep()
         guard.tier.open()
         guard.tier.probe()
+        if guard.name is CacheTierType.L3:
+            self._lock.note_database()
         self._changes.continue_after(guard.tier.last_version)
 
     def _reopen(self, guard: GuardedTier[Any]) -> None:
