@@ -167,6 +167,48 @@ def test_the_log_of_a_killed_l3_costs_nothing_that_l2_has(
     stash.directory = killed
 
 
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("copied", [False, True], ids=["in the log alone", "in the file too"])
+def test_what_a_damaged_log_of_a_killed_l3_costs_is_told(
+    stash: Stash, copied: bool, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    stash.validated = False
+    manager = stash.open(**WITHOUT_L2)
+    for key in KEYS:
+        put(manager, key, source="plain")
+    expected = held(manager)
+    if copied:
+        with closing(sqlite3.connect(stash.directory / L3)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+    stash.kill()
+    killed, copy = stash.directory, stash.directory.with_name("copy")
+    silent: list[int] = []
+    costly = 0
+    for bit in flipped(killed, f"{L3}-wal", copy, every_bit=request.config.getoption("--every-bit")):
+        stash.directory = copy
+        caplog.clear()
+        report = check_store(stash.config(**WITHOUT_L2))
+        damaged_log = (copy / f"{L3}-wal").read_bytes()
+        manager = stash.open(l1_config=SWITCHED_OFF, **WITHOUT_L2)
+        lost = held(manager) != expected
+        costly += lost
+        told = [vars(record) for record in caplog.records if hasattr(record, "lost_pages")]
+        counted = manager.get_statistics().l3_stats.evictions_corruption
+        if lost and not (report.counts["damaged_log"] and report.faults and counted and told):
+            silent.append(bit)
+        if told:
+            [record] = told
+            assert Path(record["kept_as"]).read_bytes() == damaged_log, bit
+            assert bool(record["lost_pages"]) == bool(counted) == bool(report.faults), bit
+        put(manager, "later", source="later")
+        manager.close()
+        assert check_store(stash.config(**WITHOUT_L2)).faults == []
+    stash.directory = killed
+    assert silent == []
+    # With all of it in the file, the file is as good as the log was.
+    assert bool(costly) != copied
+
+
 def test_a_damaged_key_file_is_refused_and_changes_nothing(
     stash: Stash, request: pytest.FixtureRequest
 ) -> None:

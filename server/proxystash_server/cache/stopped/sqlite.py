@@ -27,6 +27,7 @@ from proxystash_server.cache.tiers.sqlite.format import (
     format_of,
     is_marked,
 )
+from proxystash_server.cache.tiers.sqlite.log_damage import committed, lost_pages
 from proxystash_server.cache.tiers.sqlite.record import COLUMNS, Row, read_row, scheme_of
 
 # What stands in a row beside what `read_row` proves: the filter's column and the order of eviction.
@@ -52,7 +53,7 @@ class StoppedDatabase(StoppedStore):
         if not self.totals.exists:
             return False
         try:
-            connection = self._connect()
+            connection = self._connect(report)
             if not self._is_ours(connection, report):
                 return False
             self._read_meta(connection, report)
@@ -115,7 +116,7 @@ class StoppedDatabase(StoppedStore):
         assert self._connection is not None
         return self._connection
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, report: Report) -> sqlite3.Connection:
         source = self.path
         logs = [self.path.with_name(self.path.name + suffix) for suffix in ("-wal", "-journal")]
         logs = [log for log in logs if log.exists() and log.stat().st_size]
@@ -131,6 +132,13 @@ class StoppedDatabase(StoppedStore):
                     f"{self.path} has a log to be applied, and there is no room for a copy in {directory}: "
                     f"{error.strerror}. Name a place with room in TMPDIR"
                 ) from None
+            lost = lost_pages(source, committed(self.path))
+            if lost is not None:
+                tell = report.fault if lost else report.note
+                message = f"the log is damaged, which costs {lost} of the pages that were committed last"
+                tell("damaged_log", self._place, message, "the next start sets it aside")
+            if lost == 0:
+                (directory / logs[0].name).unlink()
         uri = source.absolute().as_uri() + ("" if logs else "?mode=ro&immutable=1")
         connection = self._resources.enter_context(
             closing(sqlite3.connect(uri, uri=True, isolation_level=None))

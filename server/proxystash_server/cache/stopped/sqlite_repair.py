@@ -38,6 +38,7 @@ def repair_database(path: Path, encryptor: CredentialEncryptor, *, drop_key_chec
     )
     saved = database.open()
     database.close()
+    done["damaged logs set aside"] += database.lost_pages > 0
     if saved is None and not _pages_are_sound(path):
         # Too large a file for that to be seen when it was opened.
         saved = database.rebuild()

@@ -44,6 +44,7 @@ from proxystash_server.cache.tiers.sqlite.format import (
     mark,
     upgrade,
 )
+from proxystash_server.cache.tiers.sqlite.log_damage import has_log, set_damaged_log_aside
 from proxystash_server.cache.tiers.sqlite.salvage import Salvaged, salvage
 
 logger = logging.getLogger(__name__)
@@ -189,6 +190,9 @@ class Database:
         self._some_stay = False
         self._inode = 0
         self._damaged = False
+        # How many committed pages a damaged log has cost; for who opens it to tell.
+        self.lost_pages = 0
+        self._was_log_checked = False
         # Whether its pages are still to be looked at.
         self.is_unchecked = False
         self._warned_log_bytes = 0
@@ -205,6 +209,10 @@ class Database:
         self.close()
         with translated():
             make_directory(self.path.parent, sync=self._durability is Durability.FULL)
+            if not self._was_log_checked:
+                # What a process that was killed has left; later on, it is our own.
+                self.lost_pages = set_damaged_log_aside(self.path)
+                self._was_log_checked = True
             saved = self.rebuild() if self._damaged else None
             try:
                 self._connect()
@@ -398,11 +406,12 @@ class Database:
         with translated():
             if not self.path.exists():
                 return None
-            log, shared = companions(self.path)
-            has_log = log.exists() and log.stat().st_size > 0
-            # Without a log, SQLite is told that nothing can change, or it would make one.
-            uri = f"{self.path.absolute().as_uri()}?mode=ro{'' if has_log else '&immutable=1'}"
+            shared = companions(self.path)[1]
             had_shared = shared.exists()
+            # Without a log, SQLite is told that nothing can change, or it would make one; and it is not to
+            # make the index anew, by which `open` tells whether the log is damaged.
+            options = ("&readonly_shm=1" if had_shared else "") if has_log(self.path) else "&immutable=1"
+            uri = f"{self.path.absolute().as_uri()}?mode=ro{options}"
             connection = sqlite3.connect(uri, uri=True)
             try:
                 format_of(self.path, connection)

@@ -125,6 +125,10 @@ class SQLiteCacheTier(AuthorityTier):
         self._notes = {name: value for name, value in meta.items() if name not in _OWN}
         # Later than any recency given before, without looking for the greatest.
         self._recency = max(self._recency, time.time_ns() // 1000)
+        if self._database.lost_pages:
+            reason = f"the log was damaged; {self._database.lost_pages} committed pages are lost"
+            self._database.lost_pages = 0
+            self._on_corruption(self.tier_type, None, reason)
         if saved is not None:
             reason = f"the database was damaged and set aside; {saved.entries} entries were saved"
             self._on_corruption(self.tier_type, None, reason)
