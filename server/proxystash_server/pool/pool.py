@@ -60,8 +60,9 @@ logger = logging.getLogger(__name__)
 
 EVIDENCE_FILE: Final = "evidence.jsonl"
 EVIDENCE_FORMAT: Final = "proxystash-evidence"
-# How often an entry that has gone meanwhile is made up for by another.
-_DRAWS: Final = 3
+# How often an entry that has gone meanwhile is made up for by another: a whole list may have expired at once.
+# Each is met once, so this only bounds how long one call may take.
+_MOST_DRAWS: Final = 10_000
 _PAGE: Final = 500
 _MAINTENANCE_SECONDS: Final = 1.0
 # How long after entries could not be loaded that is tried again.
@@ -164,7 +165,7 @@ class Pool(Lending):
         return answer
 
     def _acquire(self, request: AcquireRequest, deliver: Deliver | None) -> Answer | Ticket:
-        for _ in range(_DRAWS):
+        for _ in range(_MOST_DRAWS):
             with self._lock:
                 now = self._steady()
                 self._advance(now)

@@ -214,6 +214,15 @@ def test_put_keeps_a_lease_and_delete_eviction_and_clear_end_it(fleet: Fleet) ->
     assert fleet.answer().shortage is Shortage.NO_MATCH
 
 
+def test_any_number_of_entries_that_have_expired_unnoticed_hide_none_that_is_free(fleet: Fleet) -> None:
+    """As where a whole list has expired, and the cleaner has not come yet."""
+    kept = fleet.put(1)
+    for number in range(2, 52):
+        fleet.put(number, ttl_us=5_000_000)
+    fleet.time.pass_time(6.0)
+    assert [lease.key for lease in fleet.acquire()] == [kept.key]
+
+
 def test_an_entry_that_has_expired_unnoticed_is_not_lent(fleet: Fleet) -> None:
     fleet.put(1, ttl_us=5_000_000)
     kept = fleet.put(2)
