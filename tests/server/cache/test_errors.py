@@ -8,11 +8,13 @@ import inspect
 import pickle
 import pkgutil
 from collections.abc import Iterator
+from datetime import timedelta
 from types import ModuleType
 
 import pytest
 
 import proxystash
+from proxystash.pool_models import Shortage
 from proxystash_server import cache
 from proxystash_server.cache import InvalidEntryError
 from tests.server.cache.stash import Stash
@@ -27,6 +29,8 @@ ARGUMENTS = {
     "request_id": "0123456789abcdef",
     "group": "a kind of reason",
     "kind": "failed",
+    "shortage": Shortage.RESTING,
+    "retry_after": timedelta(seconds=3),
 }
 
 
