@@ -82,8 +82,6 @@ OPERATIONS: dict[str, Callable[[_Store], object]] = {
 def test_at_six_times_the_entries_every_operation_costs_the_same(
     backend: L2BackendType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # What is small is looked through at once, which takes so long and no longer.
-    monkeypatch.setattr(database, "_CHECKED_AT_ONCE_BYTES", 0)
     meter = Meter(monkeypatch)
     config = CacheConfig(
         l1_config=_L1,
@@ -118,6 +116,8 @@ def _costs(meter: Meter, store: _Store) -> dict[str, tuple[int, int]]:
 def test_a_start_costs_the_same_at_six_times_the_entries(
     backend: L2BackendType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # What is small is looked through at once, which takes so long and no longer.
+    monkeypatch.setattr(database, "_CHECKED_AT_ONCE_BYTES", 0)
     meter = Meter(monkeypatch)
     config = CacheConfig(
         l1_config=_L1,

@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -425,8 +425,7 @@ def _complete_meta(
     meta = {name: value for name, value in stored.items() if isinstance(value, META.get(name, object))}
     check = meta.get("key_check")
     assert isinstance(check, bytes | None)
-    sealed = connection.execute("SELECT sealed FROM entries WHERE typeof(sealed) = 'text' LIMIT 100")
-    if not encryptor.may_go_on(check, (token for (token,) in sealed)):
+    if not encryptor.may_go_on(check, _sealed_tokens(connection)):
         raise EncryptionKeyError("the key at hand is not the one that the database was sealed under")
     if check is None or is_damaged_check(check):
         check = encryptor.make_check()
@@ -440,6 +439,12 @@ def _complete_meta(
     changed = [(name, value) for name, value in meta.items() if stored.get(name) != value]
     connection.executemany(_STORE_NOTE, changed)
     return meta
+
+
+def _sealed_tokens(connection: sqlite3.Connection) -> Iterator[str]:
+    """Some sealed credentials. Nothing is looked for before the first is asked for: there may be none anywhere."""
+    found = connection.execute("SELECT sealed FROM entries WHERE typeof(sealed) = 'text' LIMIT 100")
+    yield from (token for (token,) in found)
 
 
 def _is_key(value: object) -> bool:
