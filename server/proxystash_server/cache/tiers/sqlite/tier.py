@@ -442,7 +442,7 @@ def _complete_meta(
 
 
 def _sealed_tokens(connection: sqlite3.Connection) -> Iterator[str]:
-    """Some sealed credentials. Nothing is looked for before the first is asked for: there may be none anywhere."""
+    """Some sealed credentials, looked for when the first is asked for: there may be none in any row."""
     found = connection.execute("SELECT sealed FROM entries WHERE typeof(sealed) = 'text' LIMIT 100")
     yield from (token for (token,) in found)
 
