@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from array import array
 from collections import Counter, deque
@@ -518,18 +519,27 @@ class Lending:
 
     def _retry_after(self, view: View, now: float, only: int | None = None) -> float | None:
         """When the next is known to come free, as far as the timers that come first tell."""
+        soonest = math.inf
         for when, function, arguments in self._timers.first(_TIMERS_LOOKED_AT):
             if function == self._on_expired:
                 slot = arguments[0].slot
             elif function == self._on_rest_over and arguments[2] in (NO_TARGET, view.target):
-                slot = arguments[0]
+                slot, key, _ = arguments
+                # Another proxy may have the slot by now.
+                if self._index.slot_of(key) != slot:
+                    continue
             else:
                 continue
             if slot == ABSENT or (only is not None and slot != only):
                 continue
             if self._index.is_used(slot) and self._index.facets_of(slot).match(view.wanted):
-                return max(0.0, when - now)
-        return None
+                soonest = min(soonest, max(when, self._rests_until(slot, view.target, now)))
+        return None if soonest == math.inf else max(0.0, soonest - now)
+
+    def _rests_until(self, slot: int, target: int, now: float) -> float:
+        """When a proxy rests no more, everywhere and at a target; `now` if it does not rest."""
+        standings = (self._health.proxy(slot), self._health.pair(slot, target))
+        return max([now, *(standing.until for standing in standings if standing is not None)])
 
     # -- learning, under the lock
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, Final
 
 # From so many on, timers that were cancelled are taken out as soon as they are the greater part.
@@ -57,12 +58,18 @@ class Timers:
         return self._heap[0][0] if self._heap else None
 
     def first(self, most: int) -> list[tuple[float, Callable[..., None], tuple[Any, ...]]]:
-        """Of the timers that come first, with no more than `most` looked at: when, and what, in order."""
-        first = [(when, timer) for when, _, timer in self._heap[:most] if timer.function is not None]
-        first.sort(key=lambda item: item[0])
-        return [
-            (when, timer.function, timer.arguments) for when, timer in first if timer.function is not None
-        ]
+        """Up to `most` of the timers that come first, if not all: when, and what, in order.
+
+        Cancelled ones take nobody's place, as many as are left in among few.
+        """
+        found: list[tuple[float, Callable[..., None], tuple[Any, ...]]] = []
+        for when, _, timer in islice(self._heap, most + _WORTH_TIDYING):
+            if timer.function is not None:
+                found.append((when, timer.function, timer.arguments))
+                if len(found) == most:
+                    break
+        found.sort(key=lambda item: item[0])
+        return found
 
     def run_due(self, now: float, most: int) -> bool:
         """Do up to `most` that are due, in order; whether there may be more."""

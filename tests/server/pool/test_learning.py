@@ -282,6 +282,24 @@ def test_a_rest_at_another_target_does_not_say_when_the_next_comes_free(fleet: F
     assert fleet.answer(target=TARGET).retry_after == pytest.approx(3600.0)
 
 
+def test_a_proxy_that_rests_beyond_its_lease_comes_free_after_its_rest(fleet: Fleet) -> None:
+    entry = fleet.put(1)
+    fleet.acquire(target=TARGET, duration=30.0)
+    report(fleet, entry.key, Outcome.BLOCKED, TARGET)
+    again = fleet.answer(target=TARGET).retry_after
+    assert again is not None
+    assert again > 30.0
+
+
+def test_a_rest_of_who_had_the_slot_before_says_nothing(fleet: Fleet) -> None:
+    entry = fleet.put(1)
+    report(fleet, entry.key, Outcome.BLOCKED, TARGET)
+    fleet.manager.delete(entry.key)
+    fleet.put(2)
+    fleet.acquire(duration=36_000.0)
+    assert fleet.answer(target=TARGET).retry_after == pytest.approx(36_000.0)
+
+
 def test_a_trial_goes_on_after_a_kill(fleet: Fleet) -> None:
     entry = fleet.put(1)
     fleet.pool._max_leases = 3

@@ -31,3 +31,14 @@ def test_what_has_its_timer_goes_without_the_collector(how: str) -> None:
         assert gone() is None
     finally:
         gc.enable()
+
+
+def test_cancelled_timers_hide_none_of_the_first() -> None:
+    timers = Timers()
+    cancelled = [timers.add(float(when), print, "cancelled") for when in range(1000)]
+    timers.add(2000.0, print, "later")
+    timers.add(1500.0, print, "sooner")
+    for timer in cancelled:
+        timers.cancel(timer)
+    assert timers.first(64) == [(1500.0, print, ("sooner",)), (2000.0, print, ("later",))]
+    assert len(timers.first(1)) == 1
