@@ -53,7 +53,7 @@ def test_a_planted_double_grant_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(SelectionIndex, "set_state", set_most)
     with pytest.raises(BreachError):
-        check_leases_in_process(Tally(), L2BackendType.JSONL, seed=1, seconds=30, most=5000)
+        check_leases_in_process(Tally(), L2BackendType.JSONL, seed=1, seconds=30, most=20_000)
 
 
 def test_a_proxy_that_is_withheld_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,11 +62,11 @@ def test_a_proxy_that_is_withheld_is_found(monkeypatch: pytest.MonkeyPatch) -> N
     times = itertools.count(1)
 
     def choose_mostly(lending: Lending, *arguments: Any) -> int | None:
-        return choose(lending, *arguments) if next(times) % 50 else None
+        return choose(lending, *arguments) if next(times) % 10 else None
 
     monkeypatch.setattr(Lending, "_choose", choose_mostly)
     with pytest.raises(BreachError):
-        check_leases_in_process(Tally(), L2BackendType.JSONL, seed=1, seconds=30, most=5000)
+        check_leases_in_process(Tally(), L2BackendType.JSONL, seed=1, seconds=30, most=20_000)
 
 
 def test_what_cannot_be_explained_is_found_and_what_can_be_is_not() -> None:
