@@ -48,7 +48,7 @@ def test_a_planted_double_grant_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
     times = itertools.count(1)
 
     def set_most(index: SelectionIndex, slot: int, state: State) -> None:
-        if state is not State.LEASED_OUT or next(times) % 50:
+        if state is not State.LEASED_OUT or next(times) % 10:
             set_state(index, slot, state)
 
     monkeypatch.setattr(SelectionIndex, "set_state", set_most)
